@@ -1,0 +1,181 @@
+"""Rectangles of a raster: chunks that partition it, tiles with a halo that cover it.
+
+Everything here is pixel arithmetic on half-open rectangles; nothing reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoseg.errors import ConfigError
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """Rows ``row`` to ``row + height`` and columns ``col`` to ``col + width`` of a raster, in pixels, half-open.
+
+    A window may reach beyond the raster (a tile at the edge does).
+    """
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def row_stop(self) -> int:
+        """First row below the window."""
+        return self.row + self.height
+
+    @property
+    def col_stop(self) -> int:
+        """First column right of the window."""
+        return self.col + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.height, self.width)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the window holds no pixel."""
+        return self.height <= 0 or self.width <= 0
+
+    def intersect(self, other: Window) -> Window:
+        """Return the common part; it is empty (height or width 0) where there is none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height = max(0, min(self.row_stop, other.row_stop) - row)
+        width = max(0, min(self.col_stop, other.col_stop) - col)
+        return Window(row, col, height, width)
+
+    def within(self, other: Window) -> tuple[slice, slice]:
+        """Return the slices that cut this window out of an array that holds ``other``."""
+        row, col = self.row - other.row, self.col - other.col
+        return (slice(row, row + self.height), slice(col, col + self.width))
+
+    def padded(self, pixels: int) -> Window:
+        """Return the window grown by ``pixels`` on every side."""
+        return Window(self.row - pixels, self.col - pixels, self.height + 2 * pixels, self.width + 2 * pixels)
+
+    def __str__(self) -> str:
+        """Return the form that messages use."""
+        return f"rows {self.row}-{self.row_stop - 1}, columns {self.col}-{self.col_stop - 1}"
+
+
+@dataclass(frozen=True)
+class ChunkGrid:
+    """A partition of a raster of ``shape`` (height, width) into squares of ``size`` pixels, smaller at the far edges."""
+
+    shape: tuple[int, int]
+    size: int
+
+    def __post_init__(self) -> None:
+        """Refuse a size that makes no chunks.
+
+        Raises:
+            ConfigError: ``size`` is not positive.
+        """
+        if self.size < 1:
+            raise ConfigError(f"the chunk size is {self.size}: it must be at least 1 pixel.")
+
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Number of chunk rows and chunk columns."""
+        return (-(-self.shape[0] // self.size), -(-self.shape[1] // self.size))
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return self.counts[0] * self.counts[1]
+
+    def __iter__(self) -> Iterator[Window]:
+        """Iterate over the chunks, row by row."""
+        return (self.window(number) for number in range(len(self)))
+
+    def window(self, number: int) -> Window:
+        """Return chunk ``number``; chunks are numbered row by row from 0."""
+        chunk_row, chunk_col = divmod(number, self.counts[1])
+        row, col = chunk_row * self.size, chunk_col * self.size
+        return Window(row, col, min(self.size, self.shape[0] - row), min(self.size, self.shape[1] - col))
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles of one fixed shape whose cores lie on a lattice that starts at pixel (0, 0) of the scene.
+
+    A tile is ``tile`` pixels square: a core, and ``halo`` pixels on each side.  The lattice belongs to the scene and
+    not to a chunk, so a tile sees the same pixels whichever chunk asks for it.
+    """
+
+    tile: int
+    halo: int
+
+    def __post_init__(self) -> None:
+        """Refuse a tile that is all halo.
+
+        Raises:
+            ConfigError: no core is left, or the halo is negative.
+        """
+        if self.halo < 0:
+            raise ConfigError(f"the halo is {self.halo} pixels: it cannot be negative.")
+        if self.core < 1:
+            raise ConfigError(
+                f"a tile of {self.tile} pixels has no core left inside a halo of {self.halo}: "
+                f"use --tile {2 * self.halo + max(64, 2 * self.halo)} or more, or a smaller --halo."
+            )
+
+    @property
+    def core(self) -> int:
+        """Side of the part a tile answers for, in pixels."""
+        return self.tile - 2 * self.halo
+
+    def core_window(self, position: tuple[int, int]) -> Window:
+        """Return the core of the tile at lattice ``position`` (row, column)."""
+        return Window(position[0] * self.core, position[1] * self.core, self.core, self.core)
+
+    def tile_window(self, position: tuple[int, int]) -> Window:
+        """Return the whole tile at lattice ``position``: its core and its halo."""
+        return self.core_window(position).padded(self.halo)
+
+    def covering(self, window: Window, overlap: int = 0) -> list[tuple[int, int]]:
+        """Return the positions, row by row, of the tiles whose core grown by ``overlap`` pixels meets ``window``."""
+        rows, cols = (
+            range((start - overlap) // self.core, -(-(stop + overlap) // self.core))
+            for start, stop in ((window.row, window.row_stop), (window.col, window.col_stop))
+        )
+        return [(row, col) for row in rows for col in cols]
+
+
+def reflected(start: int, stop: int, size: int) -> NDArray[np.intp]:
+    """Return the pixel of an axis of ``size`` pixels that stands at each place from ``start`` to ``stop``.
+
+    Places outside the axis are mirrored about its first and last pixel, which are not repeated
+    (``numpy.pad(mode="reflect")``), as often as needed.
+
+    >>> reflected(-2, 5, 3).tolist()
+    [2, 1, 0, 1, 2, 1, 0]
+    """
+    if size == 1:
+        return np.zeros(stop - start, np.intp)
+    place = np.arange(start, stop, dtype=np.intp) % (2 * size - 2)
+    return np.minimum(place, 2 * size - 2 - place)
+
+
+def blend_weights(tile: int, halo: int) -> NDArray[np.float32]:
+    """Return the weight, along one axis, of each of a tile's pixels: shape ``(tile,)``, float32, 0 to 1.
+
+    Neighbouring tiles share ``2 * halo`` pixels.  There the weights follow one flank of a Hann window each, and the
+    two add up to 1; elsewhere the weight is 1.
+    """
+    weights = np.ones(tile, np.float32)
+    ramp = 2 * halo
+    if ramp:
+        rise = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / ramp) ** 2
+        weights[:ramp] = rise
+        weights[tile - ramp :] = 1 - rise
+    return weights

@@ -1,0 +1,1 @@
+"""Networks: pixels in, scores out.  Made by name with :func:`create`; the modules are imported on use."""

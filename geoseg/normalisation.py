@@ -1,0 +1,130 @@
+"""How pixel values become network input: statistics of a scene, and the scaling made from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoseg.errors import SceneError
+from geoseg.grid import Window
+from geoseg.source import gdal_environment, open_raster, reading
+
+if TYPE_CHECKING:
+    from geoseg.scene import Scene
+
+_OVERVIEW_SIDE = 1024
+_SAMPLES_PER_SIDE = 8
+_SAMPLE_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-band figures of the valid pixels of a scene: mean, standard deviation, 2nd and 98th percentile."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    p2: tuple[float, ...]
+    p98: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """``(value - offset) / scale`` per band, clipped to ``low`` … ``high`` where these are given.
+
+    Invalid pixels become 0, the mean of a standardised band.
+    """
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, statistics: Statistics, kind: Literal["standard", "percentile"] = "standard") -> Normalisation:
+        """Return mean 0 and deviation 1 (``standard``), or 2nd to 98th percentile on 0 to 1 (``percentile``)."""
+        if kind == "standard":
+            return cls(statistics.mean, tuple(s if s > 1e-6 else 1.0 for s in statistics.std), -10.0, 10.0)
+        spans = tuple(b - a for a, b in zip(statistics.p2, statistics.p98, strict=True))
+        return cls(statistics.p2, tuple(s if s > 1e-6 else 1.0 for s in spans), 0.0, 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a plain record, the form in bundles."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def measure(scene: Scene) -> Statistics:
+    """Return the statistics of ``scene`` from one deterministic pass over at most about 4 million of its pixels.
+
+    The sample is the coarsest overview with a side of 1024 pixels or more where the file has one, else a lattice of
+    8 × 8 windows of 256 pixels; a small scene is read whole.
+
+    Raises:
+        SceneError: no valid pixel, or the file cannot be read.
+    """
+    data, valid = _sample(scene)
+    values = data[:, valid].astype(np.float64)
+    if values.shape[1] == 0:
+        whole = _first_valid(scene)
+        if whole is None:
+            raise SceneError(
+                f"{scene.path} has no valid pixel: all of it is nodata, transparent or masked; "
+                "if its nodata value is wrong, give another with --nodata."
+            )
+        values = whole.astype(np.float64)
+    p2, p98 = np.percentile(values, [2, 98], axis=1)
+    return Statistics(
+        *(tuple(float(v) for v in figure) for figure in (values.mean(axis=1), values.std(axis=1), p2, p98))
+    )
+
+
+def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    height, width = scene.shape
+    if scene.warp is None and height * width > 4 * _OVERVIEW_SIDE**2:
+        with gdal_environment(scene.path), open_raster(scene.path) as dataset:
+            factors = [f for f in dataset.overviews(1) if min(height, width) >= _OVERVIEW_SIDE * f]
+            factors = factors or ([dataset.overviews(1)[0]] if dataset.overviews(1) else [])
+        if factors:
+            return _overview(scene, dataset_level=factors[-1])
+    if height * width <= 4 * _OVERVIEW_SIDE**2:
+        pixels = scene.read(scene.window)
+        return pixels.data, pixels.valid
+    windows = [
+        Window(row, col, min(_SAMPLE_SIDE, height), min(_SAMPLE_SIDE, width))
+        for row in _lattice(height)
+        for col in _lattice(width)
+    ]
+    parts = [scene.read(window) for window in windows]
+    flat = np.concatenate([part.data.reshape(len(scene.bands), -1) for part in parts], axis=1)
+    return flat[:, None, :], np.concatenate([part.valid.reshape(-1) for part in parts])[None, :]
+
+
+def _overview(scene: Scene, dataset_level: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    height, width = scene.shape
+    shape = (-(-height // dataset_level), -(-width // dataset_level))
+    with gdal_environment(scene.path), reading(scene.path, "an overview"), open_raster(scene.path) as dataset:
+        data = dataset.read(list(scene.bands), out_shape=(len(scene.bands), *shape))
+        mask = None
+        if scene.alpha is not None:
+            mask = dataset.read(scene.alpha, out_shape=shape)
+        elif scene.masked:
+            mask = dataset.read_masks(scene.bands[0], out_shape=shape)
+    return scene.hide_nodata(data, mask)
+
+
+def _lattice(size: int) -> list[int]:
+    side = min(_SAMPLE_SIDE, size)
+    return sorted({round(i * (size - side) / (_SAMPLES_PER_SIDE - 1)) for i in range(_SAMPLES_PER_SIDE)})
+
+
+def _first_valid(scene: Scene) -> NDArray[Any] | None:
+    """Return the valid values of the first stretch of the scene that has any: (C, N), or None."""
+    height, width = scene.shape
+    for row in range(0, height, 2048):
+        for col in range(0, width, 2048):
+            pixels = scene.read(Window(row, col, min(2048, height - row), min(2048, width - col)))
+            if pixels.valid.any():
+                return pixels.data[:, pixels.valid]
+    return None

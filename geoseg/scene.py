@@ -1,0 +1,378 @@
+"""A scene: one raster seen through a chosen grid (CRS, resolution, shape) and chosen bands, read lazily."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform
+from rasterio.windows import Window as RasterioWindow
+
+from geoseg.errors import SceneError, one_line
+from geoseg.geodesy import ground_resolution
+from geoseg.grid import Window, reflected
+from geoseg.source import (
+    alpha_band,
+    band_names,
+    choose_bands,
+    gdal_environment,
+    has_internal_mask,
+    open_raster,
+    reading,
+    refuse_truncated,
+    resolve,
+)
+
+if TYPE_CHECKING:
+    from geoseg.normalisation import Statistics
+
+# A resolution this close to the scene's own is the scene's own: resampling would only blur.
+SAME_RESOLUTION = 0.02
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels with their place: ``data`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``window`` in the scene.
+
+    Where ``valid`` is False, ``data`` is 0; every other value is finite.
+    """
+
+    data: NDArray[Any]
+    valid: NDArray[np.bool_]
+    window: Window
+
+
+@dataclass(frozen=True)
+class Warp:
+    """How the file is brought to a grid other than its own: overview to start from, and source pixels per pixel."""
+
+    overview_level: int | None
+    ratio: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One raster as the program sees it.  Small and picklable: files are opened on first use, once per thread.
+
+    Attributes:
+        path: what GDAL opens.
+        geobox: CRS, affine transform and shape of the grid the scene is seen through.
+        bands: band indices (from 1) in the order of the channels.
+        band_names: their names.
+        dtype: numpy name of the pixel type.
+        nodata: value that means "no data", per band, None where there is none.
+        alpha: index of the band whose zeros mean "no data", if there is one.
+        masked: whether the file carries an internal validity mask.
+        warp: None where ``geobox`` is the file's own grid.
+    """
+
+    path: str
+    geobox: GeoBox
+    bands: tuple[int, ...]
+    band_names: tuple[str, ...]
+    dtype: str
+    nodata: tuple[float | None, ...]
+    alpha: int | None = None
+    masked: bool = False
+    warp: Warp | None = None
+    _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind when pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled scene, with no file open yet."""
+        self.__dict__.update(state, _open=threading.local())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.geobox.shape
+        return int(height), int(width)
+
+    @property
+    def window(self) -> Window:
+        """The whole scene."""
+        return Window(0, 0, *self.shape)
+
+    @property
+    def resolution(self) -> tuple[float, float]:
+        """True ground length in metres of one pixel along x and along y, at the centre."""
+        return ground_resolution(self.geobox)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this scene from another: source file (size and time of change if local), grid, bands, nodata."""
+        stat = os.stat(self.path) if os.path.isfile(self.path) else None
+        return {
+            "path": self.path,
+            "size": stat.st_size if stat else None,
+            "changed_ns": stat.st_mtime_ns if stat else None,
+            "crs": self.geobox.crs.to_wkt(),
+            "transform": list(self.geobox.affine)[:6],
+            "shape": list(self.shape),
+            "bands": list(self.bands),
+            "nodata": [None if value is None else repr(value) for value in self.nodata],
+        }
+
+    def read(self, window: Window) -> Pixels:
+        """Read ``window``; where it reaches beyond the scene, the scene is mirrored (:func:`geoseg.grid.reflected`).
+
+        Raises:
+            SceneError: the file cannot be read there.
+        """
+        inner = _bounds_of_mirror(window, self.shape)
+        data, valid = self._read_inside(inner)
+        if inner != window:
+            rows = reflected(window.row, window.row_stop, self.shape[0]) - inner.row
+            cols = reflected(window.col, window.col_stop, self.shape[1]) - inner.col
+            data = data[:, rows[:, None], cols]
+            valid = valid[rows[:, None], cols]
+        return Pixels(data, valid, window)
+
+    def _read_inside(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        place = RasterioWindow(window.col, window.row, window.width, window.height)
+        with gdal_environment(self.path), reading(self.path, str(window)):
+            dataset = self._dataset()
+            data = dataset.read(list(self.bands), window=place)
+            mask = None
+            if self.alpha is not None:
+                mask = dataset.read(self.alpha, window=place)
+            elif self.warp is not None and all(value is None for value in self.nodata):
+                mask = dataset.read(dataset.count, window=place)
+            elif self.masked:
+                mask = dataset.read_masks(self.bands[0], window=place)
+        return self.hide_nodata(data, mask)
+
+    def hide_nodata(self, data: NDArray[Any], mask: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the pixels with 0 where nothing is known, and where something is.
+
+        A pixel holds data unless *every* band says nodata (a black band in water is a measurement); a band that is
+        not a finite number spoils the pixel, because no network can take it.
+        """
+        valid = np.ones(data.shape[1:], bool) if mask is None else mask > 0
+        missing = np.zeros(data.shape[1:], bool)
+        if any(value is not None and not math.isnan(value) for value in self.nodata):
+            per_band = [
+                band == np.asarray(value).astype(data.dtype)
+                if value is not None and not math.isnan(value)
+                else np.zeros(band.shape, bool)
+                for band, value in zip(data, self.nodata, strict=True)
+            ]
+            missing = np.logical_and.reduce(per_band)
+            if data.dtype.kind in "fi" and len(per_band) > 1:
+                # A sentinel such as -9999 in one band only is no measurement either.
+                missing = np.logical_or.reduce(per_band)
+        if data.dtype.kind == "f":
+            missing |= ~np.isfinite(data).all(axis=0)
+        valid &= ~missing
+        if not valid.all():
+            data = np.where(valid, data, data.dtype.type(0))
+        return data, valid
+
+    def _dataset(self) -> rasterio.DatasetReader | WarpedVRT:
+        dataset = getattr(self._open, "dataset", None)
+        if dataset is None:
+            dataset = self._open_warped() if self.warp else open_raster(self.path)
+            self._open.dataset = dataset
+        return dataset
+
+    def _open_warped(self) -> WarpedVRT:
+        assert self.warp is not None
+        level = self.warp.overview_level
+        source = open_raster(self.path)
+        factor = 1.0
+        if level is not None:
+            overview = open_raster(self.path, OVERVIEW_LEVEL=level)
+            factor = source.width / overview.width
+            source.close()
+            source = overview
+        nodata = next((value for value in self.nodata if value is not None), None)
+        gcp_crs = source.gcps[1]
+        options: dict[str, Any] = {} if source.crs else {"src_crs": gcp_crs}
+        if nodata is not None:
+            options.update(src_nodata=nodata, nodata=nodata, UNIFIED_SRC_NODATA="YES")
+        elif self.alpha is None:
+            options.update(add_alpha=True)
+        # A transformer exact to a millionth of a pixel (rasterio 1.4 fails on 0) and a fixed kernel scale: a pixel then
+        # does not depend on the window that is read.
+        return WarpedVRT(
+            source,
+            crs=rasterio.crs.CRS.from_wkt(self.geobox.crs.to_wkt()),
+            transform=self.geobox.affine,
+            height=self.shape[0],
+            width=self.shape[1],
+            resampling=Resampling.bilinear,
+            tolerance=1e-6,
+            XSCALE=str(min(1.0, factor / self.warp.ratio[0])),
+            YSCALE=str(min(1.0, factor / self.warp.ratio[1])),
+            **options,
+        )
+
+    def on_grid(self, geobox: GeoBox) -> Scene:
+        """Return the same source seen through another grid, read lazily, from an overview where that is coarser.
+
+        Raises:
+            SceneError: the grid has no CRS or is nowhere near the scene.
+        """
+        if geobox == self.geobox:
+            return self
+        own = open_scene(self.path, bands=self.bands, nodata=_given(self.nodata))
+        if geobox == own.geobox:
+            return own
+        try:
+            fine, coarse = own.resolution, ground_resolution(geobox)
+        except SceneError as error:
+            raise SceneError(f"{self.path} cannot be brought to the grid asked for: {one_line(error)}") from error
+        ratio = (coarse[0] / fine[0], coarse[1] / fine[1])
+        factors: list[int] = []
+        if own.warp is None:  # an overview does not carry the control points
+            with gdal_environment(self.path), open_raster(self.path) as dataset:
+                factors = dataset.overviews(1)
+        level = max((i for i, factor in enumerate(factors) if factor <= min(ratio) * 1.001), default=None)
+        return replace(own, geobox=geobox, warp=Warp(level, ratio))
+
+    def at_resolution(self, metres: float) -> Scene:
+        """Return the scene at ``metres`` of true ground per pixel, in its own CRS and orientation.
+
+        Raises:
+            SceneError: ``metres`` is not positive, or so large that no pixel is left.
+        """
+        if not (math.isfinite(metres) and metres > 0):
+            raise SceneError(f"a resolution of {metres} m cannot be read: give metres per pixel above 0.")
+        x, y = (metres / own for own in self.resolution)
+        if max(abs(x - 1), abs(y - 1)) <= SAME_RESOLUTION:
+            return self
+        height, width = self.shape
+        shape = (math.ceil(height / y - 1e-6), math.ceil(width / x - 1e-6))
+        if min(shape) < 1 or height < y / 2 or width < x / 2:
+            raise SceneError(
+                f"{self.path} covers less than one pixel of {metres} m: its pixels are {self.resolution[0]:.3g} m."
+            )
+        return self.on_grid(GeoBox(shape, self.geobox.affine * Affine.scale(x, y), self.geobox.crs))
+
+    def statistics(self) -> Statistics:
+        """Return per-band statistics of the valid pixels, from one pass over an overview or a lattice of samples.
+
+        Raises:
+            SceneError: no valid pixel, or the file cannot be read.
+        """
+        from geoseg.normalisation import measure
+
+        return measure(self)
+
+
+def open_scene(
+    path: str | os.PathLike[str],
+    *,
+    bands: Sequence[int | str] | None = None,
+    nodata: float | None = None,
+    resolution: float | None = None,
+    crs: str | int | None = None,
+) -> Scene:
+    """Open a raster as a scene, on its own grid unless another resolution or CRS is asked for.
+
+    Args:
+        path: a file, an http(s) or s3 URL, or any GDAL name.
+        bands: indices (from 1) or names; by default all but alpha.
+        nodata: the value that means "no data" in every band, in place of what the file says.
+        resolution: true ground metres per pixel.
+        crs: another CRS (EPSG code or WKT) to warp to.
+
+    Raises:
+        SceneError: unreadable or truncated file, no CRS, complex pixels, unknown bands, or a grid that cannot be made.
+    """
+    name = resolve(path)
+    with gdal_environment(name), open_raster(name) as dataset:
+        scene = _describe(name, dataset, bands, nodata)
+        refuse_truncated(dataset)
+    if crs is not None:
+        scene = scene.on_grid(_grid_in(scene, crs))
+    return scene if resolution is None else scene.at_resolution(resolution)
+
+
+def _describe(
+    path: str, dataset: rasterio.DatasetReader, bands: Sequence[int | str] | None, nodata: float | None
+) -> Scene:
+    alpha = alpha_band(dataset)
+    names = band_names(dataset)
+    chosen = choose_bands(path, names, alpha, bands)
+    dtypes = {dataset.dtypes[i - 1] for i in chosen}
+    if any(np.dtype(dtype).kind == "c" for dtype in dtypes if not dtype.startswith("complex_")) or any(
+        dtype.startswith("complex") for dtype in dtypes
+    ):
+        raise SceneError(
+            f"{path} has complex pixels ({', '.join(sorted(dtypes))}): convert them to amplitude or decibels first."
+        )
+    geobox, warp = _native_grid(path, dataset)
+    values = tuple(nodata if nodata is not None else dataset.nodatavals[i - 1] for i in chosen)
+    dtype = np.result_type(*dtypes).name
+    values = tuple(value if value is None or _holds(dtype, value) else None for value in values)
+    return Scene(
+        path=path,
+        geobox=geobox,
+        bands=chosen,
+        band_names=tuple(names[i - 1] for i in chosen),
+        dtype=dtype,
+        nodata=values,
+        alpha=alpha,
+        masked=has_internal_mask(dataset) and nodata is None,
+        warp=warp,
+    )
+
+
+def _native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Warp | None]:
+    """Return the file's own grid; a file with ground control points alone gets the grid they warp to."""
+    gcps, gcp_crs = dataset.gcps
+    if dataset.crs and not (dataset.transform == Affine.identity() and gcps):
+        if abs(dataset.transform.determinant) == 0:
+            raise SceneError(f"{path} has a transform that maps every pixel to one place: georeference it first.")
+        return GeoBox(dataset.shape, dataset.transform, CRS(dataset.crs.to_wkt())), None
+    if gcps and gcp_crs:
+        transform, width, height = calculate_default_transform(
+            gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
+        )
+        return GeoBox((height, width), transform, CRS(gcp_crs.to_wkt())), Warp(None, (1.0, 1.0))
+    raise SceneError(f"{path} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… {path}`.")
+
+
+def _grid_in(scene: Scene, crs: str | int) -> GeoBox:
+    """Return a north-up grid in another CRS that holds the whole scene at about its resolution."""
+    try:
+        target = CRS(f"EPSG:{crs}" if isinstance(crs, int) else crs)
+        return scene.geobox.to_crs(target)
+    except Exception as error:
+        raise SceneError(f"{scene.path} cannot be brought to the CRS {crs!r} ({one_line(error)}).") from error
+
+
+def _given(values: tuple[float | None, ...]) -> float | None:
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _holds(dtype: str, value: float) -> bool:
+    """Whether a pixel of ``dtype`` can have ``value`` (files declare nodata such as -9999 on bytes)."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return True
+    return float(value).is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
+
+
+def _bounds_of_mirror(window: Window, shape: tuple[int, int]) -> Window:
+    """Return the part of the raster from which a mirrored read of ``window`` takes its pixels."""
+    rows = reflected(window.row, window.row_stop, shape[0])
+    cols = reflected(window.col, window.col_stop, shape[1])
+    row, col = int(rows.min()), int(cols.min())
+    return Window(row, col, int(rows.max()) + 1 - row, int(cols.max()) + 1 - col)

@@ -1,0 +1,1 @@
+"""The tile interface and what implements it."""

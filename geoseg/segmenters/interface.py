@@ -1,0 +1,136 @@
+"""The tile interface: tiles in, class scores out.  Everything that segments is a :class:`Segmenter`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from geoseg.classes import Classes
+from geoseg.grid import Window
+from geoseg.normalisation import Normalisation
+
+if TYPE_CHECKING:
+    from geoseg.scene import Scene
+
+
+@dataclass(frozen=True)
+class View:
+    """A coarse look at a tile's surroundings: ``extent`` scene pixels square, read at ``size`` pixels square."""
+
+    extent: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a segmenter asks of its tiles and promises about its scores.
+
+    Attributes:
+        bands: names of the input channels, in order.
+        resolution: true ground metres per pixel it was made for; None if any will do.
+        classes: the classes, in the order of the scores' channels; None where they follow from the scene (clustering).
+        tile: side in pixels of the tiles it is given; a multiple of ``stride``.
+        halo: pixels on each side of a tile that only give context; a multiple of ``stride``.
+        stride: shifts by multiples of it shift the scores alike.
+        tile_exact: whether scores of the core equal those of one pass over the whole scene.
+        normalisation: scaling of the bands; None where it is measured once on the scene.
+        view: the surroundings it needs, if any.
+        needs_prior: whether it refines the scores or labels of an earlier stage.
+        deterministic: whether equal tiles give equal scores on one device.
+        probabilistic: whether a softmax over its scores means a probability.
+    """
+
+    bands: tuple[str, ...]
+    resolution: float | None
+    classes: Classes | None
+    tile: int
+    halo: int
+    stride: int = 1
+    tile_exact: bool = True
+    normalisation: Normalisation | None = None
+    view: View | None = None
+    needs_prior: bool = False
+    deterministic: bool = True
+    probabilistic: bool = True
+
+
+@dataclass(frozen=True)
+class State:
+    """What a segmenter learned about one scene before the first tile; small and picklable.
+
+    ``classes`` are set by methods that find them in the scene; the others leave None and ``spec.classes`` holds.
+    """
+
+    classes: Classes | None = None
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A batch of tiles of one shape.
+
+    Attributes:
+        pixels: (N, C, H, W) scene values, uint8 or float32; 0 where not valid.
+        valid: (N, H, W) bool.
+        windows: each tile's place in the scene (it may reach beyond the edge, where the scene is mirrored).
+        view: (N, C, S, S) surroundings, where the spec asks for them.
+        prior: (N, K, H, W) scores of an earlier stage, where the spec asks for them.
+    """
+
+    pixels: torch.Tensor
+    valid: torch.Tensor
+    windows: tuple[Window, ...]
+    view: torch.Tensor | None = None
+    prior: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return int(self.pixels.shape[0])
+
+    def to(self, device: torch.device) -> Tiles:
+        """Return the batch on ``device``; pinned memory is copied without waiting."""
+
+        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            pixels=self.pixels.to(device, non_blocking=True),
+            valid=self.valid.to(device, non_blocking=True),
+            view=move(self.view),
+            prior=move(self.prior),
+        )
+
+
+class Segmenter(ABC):
+    """Any segmentation method.  The engine knows nothing else of it."""
+
+    spec: Spec
+
+    def prepare(self, scene: Scene) -> State:
+        """Look at the scene once, before its tiles; most methods need nothing.
+
+        ``scene`` is already on the grid (resolution, bands) that the tiles will have.
+        """
+        return State()
+
+    @abstractmethod
+    def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
+        """Return scores (N, K, H, W), float, on the tiles' device; the largest wins, a softmax gives probabilities."""
+
+    def place(self, device: torch.device) -> None:  # noqa: B027 - a method without weights has nothing to place
+        """Move what the method holds to ``device``, ready for inference; called once, before the first tile."""
+
+
+def normalised(tiles: Tiles, scaling: Normalisation) -> torch.Tensor:
+    """Return the tiles' pixels as network input: (N, C, H, W) float32, 0 where invalid."""
+    shape = (1, -1, 1, 1)
+    device = tiles.pixels.device
+    offset = torch.tensor(scaling.offset, dtype=torch.float32, device=device).view(shape)
+    factor = torch.tensor(scaling.scale, dtype=torch.float32, device=device).reciprocal().view(shape)
+    values = (tiles.pixels.to(torch.float32) - offset) * factor
+    if scaling.low is not None or scaling.high is not None:
+        values = values.clamp(scaling.low, scaling.high)
+    return values.masked_fill_(~tiles.valid.unsqueeze(1), 0.0)

@@ -1,0 +1,175 @@
+"""Opening rasters with GDAL: what may be read, and how faults are told."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+
+from geoseg.errors import SceneError, one_line
+
+# GDAL's block cache is 5 % of the memory by default, so it would grow with the machine; this much serves a row of tiles.
+_GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "1"}
+# For remote reads: no listing of the folder, merged range requests, patience with a busy server.
+_GDAL_REMOTE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+}
+_MOST_BLOCKS_CHECKED = 100_000
+
+
+def resolve(path: str | os.PathLike[str]) -> str:
+    """Return ``path`` as GDAL opens it from any working folder: absolute if local, unchanged if a URL or ``/vsi…``."""
+    text = os.fspath(path)
+    if is_remote(text) or text.startswith("/vsi"):
+        return text
+    if "://" in text or _is_subdataset(text):
+        return text
+    return str(Path(text).expanduser().absolute())
+
+
+def is_remote(path: str) -> bool:
+    """Whether reading ``path`` goes through a network."""
+    scheme = urllib.parse.urlsplit(path).scheme.lower()
+    return scheme in {"http", "https", "s3", "gs", "az"} or path.startswith(
+        ("/vsicurl/", "/vsis3/", "/vsigs/", "/vsiaz/", "/vsiadls/", "/vsioss/", "/vsiswift/")
+    )
+
+
+def _is_subdataset(text: str) -> bool:
+    """Whether ``text`` looks like ``DRIVER:"file":part``, GDAL's name for a part of a container."""
+    head, colon, rest = text.partition(":")
+    return bool(colon) and len(head) > 1 and head.isupper() and bool(rest)
+
+
+def gdal_environment(path: str) -> rasterio.Env:
+    """Return the GDAL settings under which ``path`` is read."""
+    return rasterio.Env(**_GDAL, **(_GDAL_REMOTE if is_remote(path) else {}))
+
+
+def open_raster(path: str, **options: Any) -> rasterio.DatasetReader:
+    """Open ``path`` for reading.
+
+    Raises:
+        SceneError: missing, unreadable, not a raster, or a container of several rasters.
+    """
+    if not is_remote(path) and not path.startswith("/vsi") and "://" not in path and not _is_subdataset(path):
+        if not os.path.exists(path):
+            raise SceneError(f"{path} does not exist: check the path.")
+        if not os.access(path, os.R_OK):
+            raise SceneError(f"{path} cannot be read: check its permissions.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path, **options)
+    except RasterioIOError as error:
+        raise SceneError(
+            f"{path} is not a raster that GDAL can open ({one_line(error)}): give a GeoTIFF or another georeferenced raster."
+        ) from error
+    if dataset.count == 0:
+        parts = dataset.subdatasets
+        dataset.close()
+        listed = "; ".join(parts[:3]) + (" …" if len(parts) > 3 else "")
+        raise SceneError(f"{path} holds no raster bands of its own: name one of its parts ({listed or 'it has none'}).")
+    return dataset
+
+
+@contextmanager
+def reading(path: str, what: str) -> Iterator[None]:
+    """Turn GDAL's read errors inside the block into one sentence about ``path`` and ``what`` was read.
+
+    Raises:
+        SceneError: GDAL failed to read.
+    """
+    try:
+        yield
+    except RasterioIOError as error:
+        cause = one_line(error.__cause__ or error)
+        raise SceneError(f"{path} cannot be read at {what} ({cause}): the file may be truncated or damaged.") from error
+
+
+def refuse_truncated(dataset: rasterio.DatasetReader) -> None:
+    """Refuse a local GeoTIFF whose blocks reach beyond the end of the file, before hours of work run into it.
+
+    Raises:
+        SceneError: a block lies outside the file.
+    """
+    path = dataset.name
+    if dataset.driver != "GTiff" or not os.path.isfile(path):
+        return
+    size = os.path.getsize(path)
+    rows, cols = ((-(-n // b)) for n, b in zip(dataset.shape, dataset.block_shapes[0], strict=True))
+    step = max(1, rows * cols // _MOST_BLOCKS_CHECKED)
+    for number in range(rows * cols - 1, -1, -step):
+        row, col = divmod(number, cols)
+        offset = dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1)
+        length = dataset.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=1)
+        if offset is not None and length is not None and int(offset) + int(length) > size:
+            raise SceneError(
+                f"{path} is truncated: it has {size} bytes, but one of its blocks ends at byte {int(offset) + int(length)}: "
+                "copy or download it again."
+            )
+
+
+def alpha_band(dataset: rasterio.DatasetReader) -> int | None:
+    """Return the index (from 1) of the alpha band, if there is one."""
+    for index, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True):
+        if meaning is ColorInterp.alpha:
+            return int(index)
+    return None
+
+
+def has_internal_mask(dataset: rasterio.DatasetReader) -> bool:
+    """Whether the file carries a validity mask of its own, apart from alpha and nodata values."""
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def band_names(dataset: rasterio.DatasetReader) -> tuple[str, ...]:
+    """Return a name for every band: its description, else its colour meaning, else ``band N``."""
+    names: list[str] = []
+    for index, text, meaning in zip(dataset.indexes, dataset.descriptions, dataset.colorinterp, strict=True):
+        name = text or (
+            meaning.name if meaning.name not in {"undefined", "gray", "grey", "palette"} else f"band {index}"
+        )
+        names.append(name if name not in names else f"band {index}")
+    return tuple(names)
+
+
+def choose_bands(
+    path: str, names: Sequence[str], alpha: int | None, wanted: Sequence[int | str] | None
+) -> tuple[int, ...]:
+    """Return band indices (from 1) for indices or names in ``wanted``; by default every band but alpha.
+
+    Raises:
+        SceneError: a band that the raster does not have.
+    """
+    if wanted is None:
+        return tuple(i for i in range(1, len(names) + 1) if i != alpha)
+    if not wanted:
+        raise SceneError(f"no band of {path} was chosen: give at least one of 1 to {len(names)}.")
+    lower = [name.lower() for name in names]
+    chosen = []
+    for item in wanted:
+        text = str(item).strip()
+        if text.isdigit() and 1 <= int(text) <= len(names):
+            chosen.append(int(text))
+        elif text.lower() in lower:
+            chosen.append(lower.index(text.lower()) + 1)
+        else:
+            listed = ", ".join(f"{i} ({name})" for i, name in enumerate(names, 1))
+            raise SceneError(f"{path} has no band {text!r}: its bands are {listed}.")
+    return tuple(chosen)
