@@ -1,3 +1,59 @@
-"""Segment georeferenced rasters with any method, tile by tile, into class polygons without a seam."""
+"""Segment georeferenced rasters with any method, tile by tile, into class polygons without a seam.
+
+The names of the command line in Python::
+
+    import geoseg
+
+    scene = geoseg.open("scene.tif")
+    geoseg.cluster("scene.tif", "segments.gpkg")
+    geoseg.predict("scene.tif", "classes.geojson", "model.safetensors", min_area=10)
+
+Everything is imported on first use, so ``import geoseg`` is quick and does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from geoseg import networks as networks
+    from geoseg.engine.cluster_scene import cluster as cluster
+    from geoseg.engine.predict import predict as predict
+    from geoseg.engine.vectorize import vectorize as vectorize
+    from geoseg.scene import open_scene as open
+    from geoseg.segmenters.loading import load as load
+
+_LAZY = {
+    "cluster": ("geoseg.engine.cluster_scene", "cluster"),
+    "load": ("geoseg.segmenters.loading", "load"),
+    "open": ("geoseg.scene", "open_scene"),
+    "predict": ("geoseg.engine.predict", "predict"),
+    "vectorize": ("geoseg.engine.vectorize", "vectorize"),
+}
+_MODULES = ("networks",)
+
+__all__ = ["__version__", "cluster", "load", "networks", "open", "predict", "vectorize"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    if name in _MODULES:
+        return importlib.import_module(f"geoseg.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'geoseg' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

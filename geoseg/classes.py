@@ -66,8 +66,8 @@ class Classes(Sequence[LabelClass]):
         """
         if not self.items:
             raise LabelsError("there are no classes: give at least one.")
-        for what, values in (("id", [c.id for c in self.items]), ("name", [c.name for c in self.items])):
-            twice = sorted({str(v) for v in values if values.count(v) > 1})
+        for what, values in (("id", [str(c.id) for c in self.items]), ("name", [c.name for c in self.items])):
+            twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
                 raise LabelsError(f"class {what} {twice[0]!r} occurs twice: every class needs its own.")
 

@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
 
 
+def projection(geobox: GeoBox) -> pyproj.CRS:
+    """Return the CRS of a grid for pyproj.
+
+    Raises:
+        SceneError: the grid has none.
+    """
+    if geobox.crs is None:
+        raise SceneError("the grid has no CRS: assign one first.")
+    return pyproj.CRS(geobox.crs.proj)
+
+
 def geodetic_transformer(crs: pyproj.CRS) -> pyproj.Transformer:
     """Return the transformer from ``crs`` to longitude and latitude in degrees on the ellipsoid of ``crs`` itself.
 
@@ -25,7 +36,8 @@ def geodetic_transformer(crs: pyproj.CRS) -> pyproj.Transformer:
     geodetic = crs.geodetic_crs
     if geodetic is None:
         raise SceneError(
-            f"the CRS {crs.name!r} is not tied to the Earth or another body: give the scene a geographic or projected CRS."
+            f"the CRS {crs.name!r} is not tied to the Earth or another body: "
+            "give the scene a geographic or projected CRS."
         )
     return pyproj.Transformer.from_crs(crs, geodetic, always_xy=True)
 
@@ -44,7 +56,7 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
         SceneError: the centre lies outside the area where the CRS is defined, or the CRS has no geodetic base.
     """
     height, width = geobox.shape
-    crs = pyproj.CRS(geobox.crs.proj)
+    crs = projection(geobox)
     transformer, geod = geodetic_transformer(crs), ellipsoid(crs)
     row, col = height / 2, width / 2
     lengths = []

@@ -70,7 +70,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """A partition of a raster of ``shape`` (height, width) into squares of ``size`` pixels, smaller at the far edges."""
+    """A partition of a raster of ``shape`` (height, width) into squares of ``size`` pixels, cut at the far edges."""
 
     shape: tuple[int, int]
     size: int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _OVERVIEW_SIDE = 1024
 _SAMPLES_PER_SIDE = 8
-_SAMPLE_SIDE = 256
+_SAMPLE_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Normalisation:
 
 
 def measure(scene: Scene) -> Statistics:
-    """Return the statistics of ``scene`` from one deterministic pass over at most about 4 million of its pixels.
+    """Return the statistics of ``scene`` from one deterministic pass over at most a few million of its pixels.
 
-    The sample is the coarsest overview with a side of 1024 pixels or more where the file has one, else a lattice of
-    8 × 8 windows of 256 pixels; a small scene is read whole.
+    The sample is the coarsest overview with sides of 1024 pixels or more where the file has one, else a lattice of
+    8 × 8 windows of 128 pixels; a small scene is read whole.
 
     Raises:
         SceneError: no valid pixel, or the file cannot be read.
@@ -82,13 +82,13 @@ def measure(scene: Scene) -> Statistics:
 
 def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     height, width = scene.shape
-    if scene.warp is None and height * width > 4 * _OVERVIEW_SIDE**2:
+    if scene.warp is None and height * width > _OVERVIEW_SIDE**2:
         with gdal_environment(scene.path), open_raster(scene.path) as dataset:
             factors = [f for f in dataset.overviews(1) if min(height, width) >= _OVERVIEW_SIDE * f]
             factors = factors or ([dataset.overviews(1)[0]] if dataset.overviews(1) else [])
         if factors:
-            return _overview(scene, dataset_level=factors[-1])
-    if height * width <= 4 * _OVERVIEW_SIDE**2:
+            return _overview(scene, factor=factors[-1])
+    if height * width <= _OVERVIEW_SIDE**2:
         pixels = scene.read(scene.window)
         return pixels.data, pixels.valid
     windows = [
@@ -101,9 +101,9 @@ def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     return flat[:, None, :], np.concatenate([part.valid.reshape(-1) for part in parts])[None, :]
 
 
-def _overview(scene: Scene, dataset_level: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _overview(scene: Scene, factor: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     height, width = scene.shape
-    shape = (-(-height // dataset_level), -(-width // dataset_level))
+    shape = (-(-height // factor), -(-width // factor))
     with gdal_environment(scene.path), reading(scene.path, "an overview"), open_raster(scene.path) as dataset:
         data = dataset.read(list(scene.bands), out_shape=(len(scene.bands), *shape))
         mask = None

@@ -21,7 +21,7 @@ from rasterio.warp import calculate_default_transform
 from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import SceneError, one_line
-from geoseg.geodesy import ground_resolution
+from geoseg.geodesy import ground_resolution, projection
 from geoseg.grid import Window, reflected
 from geoseg.source import (
     alpha_band,
@@ -121,7 +121,7 @@ class Scene:
             "path": self.path,
             "size": stat.st_size if stat else None,
             "changed_ns": stat.st_mtime_ns if stat else None,
-            "crs": self.geobox.crs.to_wkt(),
+            "crs": projection(self.geobox).to_wkt(),
             "transform": list(self.geobox.affine)[:6],
             "shape": list(self.shape),
             "bands": list(self.bands),
@@ -211,7 +211,7 @@ class Scene:
         # does not depend on the window that is read.
         return WarpedVRT(
             source,
-            crs=rasterio.crs.CRS.from_wkt(self.geobox.crs.to_wkt()),
+            crs=rasterio.crs.CRS.from_wkt(projection(self.geobox).to_wkt()),
             transform=self.geobox.affine,
             height=self.shape[0],
             width=self.shape[1],

@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from geoseg.errors import SceneError, one_line
 
-# GDAL's block cache is 5 % of the memory by default, so it would grow with the machine; this much serves a row of tiles.
+# GDAL's block cache is 5 % of the memory by default, so it would grow with the machine; this serves a row of tiles.
 _GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "1"}
 # For remote reads: no listing of the folder, merged range requests, patience with a busy server.
 _GDAL_REMOTE = {
@@ -77,7 +77,8 @@ def open_raster(path: str, **options: Any) -> rasterio.DatasetReader:
             dataset = rasterio.open(path, **options)
     except RasterioIOError as error:
         raise SceneError(
-            f"{path} is not a raster that GDAL can open ({one_line(error)}): give a GeoTIFF or another georeferenced raster."
+            f"{path} is not a raster that GDAL can open ({one_line(error)}): "
+            "give a GeoTIFF or another georeferenced raster."
         ) from error
     if dataset.count == 0:
         parts = dataset.subdatasets
@@ -117,9 +118,10 @@ def refuse_truncated(dataset: rasterio.DatasetReader) -> None:
         row, col = divmod(number, cols)
         offset = dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1)
         length = dataset.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=1)
-        if offset is not None and length is not None and int(offset) + int(length) > size:
+        end = 0 if offset is None or length is None else int(offset) + int(length)
+        if end > size:
             raise SceneError(
-                f"{path} is truncated: it has {size} bytes, but one of its blocks ends at byte {int(offset) + int(length)}: "
+                f"{path} is truncated: it has {size} bytes, but one of its blocks ends at byte {end}: "
                 "copy or download it again."
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,17 @@ class Tiles:
     def __len__(self) -> int:
         """Return the number of tiles."""
         return int(self.pixels.shape[0])
+
+    def singles(self) -> Iterator[Tiles]:
+        """Iterate over the tiles as batches of one."""
+        for i in range(len(self)):
+            yield Tiles(
+                self.pixels[i : i + 1],
+                self.valid[i : i + 1],
+                self.windows[i : i + 1],
+                None if self.view is None else self.view[i : i + 1],
+                None if self.prior is None else self.prior[i : i + 1],
+            )
 
     def to(self, device: torch.device) -> Tiles:
         """Return the batch on ``device``; pinned memory is copied without waiting."""

@@ -1,0 +1,89 @@
+"""The ``geoseg`` command: collects the commands and turns faults into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from geoseg import __version__
+from geoseg.errors import ConfigError, GeosegError
+
+# Module and one-line help of each command; a module is imported only when its command runs.
+_COMMANDS = {
+    "predict": "Segment a scene with a model and write class polygons.",
+    "cluster": "Segment a scene without a model or labels.",
+    "vectorize": "Turn a label raster into class polygons.",
+    "init": "Make an untrained model.",
+    "info": "Show what a scene or a model is.",
+    "networks": "List the networks a model can be made of.",
+    "demo": "Segment the sample scene that comes with geoseg.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use, so that ``geoseg --help`` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of use."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command, None if there is none of that name."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"geoseg_cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "--version", prog_name="geoseg")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def geoseg(debug: bool) -> None:
+    """Segment georeferenced rasters into class polygons without a seam.
+
+    \b
+    Example:
+      geoseg cluster scene.tif segments.gpkg
+      geoseg predict scene.tif classes.geojson -m model.safetensors
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit code 0, 1 for a failure, 2 for wrong usage."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        code = geoseg.main(args=given, prog_name="geoseg", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped. What was finished is kept: run the same command again to go on.", err=True)
+        sys.exit(1)
+    except GeosegError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        told = " ".join(str(error).split()) or "no message"
+        click.echo(
+            f"Error: geoseg failed unexpectedly ({type(error).__name__}: {told}); "
+            "run the command again with --debug and report what it prints.",
+            err=True,
+        )
+        sys.exit(1)

@@ -1,0 +1,123 @@
+"""Options that several commands share, so that a name means the same everywhere.
+
+Short flags in use: ``-m`` model (predict), ``-q`` quiet (all long commands), ``-h`` help (all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _bands(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[int | str] | None:
+    if value is None:
+        return None
+    return [int(part) if part.strip().isdigit() else part.strip() for part in value.split(",") if part.strip()]
+
+
+def _halo(_ctx: click.Context, _param: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdigit():
+        raise click.BadParameter(f"{value!r} is neither a number of pixels nor 'auto'.")
+    return int(value)
+
+
+def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """Read a number; unlike click's own float, say what else is meant by nan."""
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a number (nan is one).") from error
+
+
+_SELECTION = (
+    click.option(
+        "--min-area", type=click.FloatRange(min=0), default=0.0, metavar="M2", help="Leave out polygons under M2 m²."
+    ),
+    click.option("--drop", multiple=True, metavar="CLASS", help="Do not write this class; repeatable."),
+    click.option("--keep-background", is_flag=True, help="Write background polygons too."),
+    click.option("--overwrite", is_flag=True, help="Replace existing outputs."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress."),
+)
+
+_RUN = (
+    click.option("--labels", type=click.Path(), metavar="F.tif", help="Also write the labels, as a COG."),
+    click.option("--confidence", type=click.Path(), metavar="F.tif", help="Also write the confidence, as a COG."),
+    click.option("--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file."),
+    click.option("--bands", callback=_bands, metavar="1,2,3", help="Bands by index or name, in the model's order."),
+    click.option("--nodata", callback=_number, metavar="V", help="Value that means no data, whatever the file says."),
+    click.option(
+        "--resolution", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Work at M metres per pixel."
+    ),
+    click.option(
+        "--output-grid",
+        type=click.Choice(["model", "scene"]),
+        default="model",
+        show_default=True,
+        help="Where the model works at another resolution: write on its grid, or on the scene's.",
+    ),
+    click.option(
+        "--chunk",
+        type=click.IntRange(min=1),
+        default=2048,
+        show_default=True,
+        metavar="PX",
+        help="Side of a chunk, rounded to whole tile cores.",
+    ),
+    click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of a tile, halo included."),
+    click.option(
+        "--halo", callback=_halo, default="auto", show_default=True, metavar="PX|auto", help="Context round a tile."
+    ),
+    click.option(
+        "--blend",
+        type=click.Choice(["crop", "hann"]),
+        default="crop",
+        show_default=True,
+        help="Cut tiles at their core, or weight them where they overlap.",
+    ),
+    click.option("--tta", is_flag=True, help="Average over flips and quarter turns of each tile (8 times the work)."),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="N",
+        help="Tiles per forward pass [default: by device].",
+    ),
+    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where networks run."),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Number format of the network; auto is float32 on a CPU.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Local worker processes [default: none]."
+    ),
+    click.option("--scheduler", metavar="ADDRESS|FILE", help="Run on this Dask cluster."),
+    click.option("--workdir", type=click.Path(), metavar="DIR", help="Where finished chunks are kept until the end."),
+    click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the work folder."),
+)
+
+
+def selection_options(function: F) -> F:
+    """Add the options that say which polygons are written, and how."""
+    return _with(_SELECTION, function)
+
+
+def run_options(function: F) -> F:
+    """Add the options of a run over a scene, those of :func:`selection_options` included."""
+    return _with(_RUN + _SELECTION, function)
+
+
+def _with(options: tuple[Callable[[Any], Any], ...], function: F) -> F:
+    for option in reversed(options):
+        function = option(function)
+    return function

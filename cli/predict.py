@@ -1,0 +1,41 @@
+"""``geoseg predict``: a scene through a model, out as class polygons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from geoseg_cli.options import run_options
+from geoseg_cli.progress import shown
+from geoseg_cli.report import say_report
+
+
+@click.command("predict")
+@click.argument("scene")
+@click.argument("out", type=click.Path())
+@click.option(
+    "-m",
+    "--model",
+    multiple=True,
+    default=("buildings",),
+    show_default=False,
+    metavar="MODEL",
+    help="Path, URL or name of a bundle; several make an ensemble [default: buildings].",
+)
+@run_options
+def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
+    """Segment SCENE with a model and write class polygons to OUT.
+
+    OUT's suffix chooses the format: .geojson .geojsonl .gpkg .fgb .parquet, or .tif for labels only.  A .qml beside
+    it makes QGIS open it with names and colours.  An interrupted run goes on where it stopped when started again.
+
+    \b
+    Example:
+      geoseg predict scene.tif roofs.gpkg -m model.safetensors --labels roofs.tif --min-area 10
+    """
+    import geoseg
+
+    with shown(quiet) as progress:
+        report = geoseg.predict(scene, out, list(model), progress=progress, **options)
+    say_report(report)

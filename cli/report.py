@@ -1,0 +1,23 @@
+"""What a finished run tells its user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from geoseg.engine.predict import Report
+
+
+def say_report(report: Report) -> None:
+    """Print the notes on stderr and the files on stdout, one a line."""
+    for note in report.notes:
+        click.echo(f"Note: {note}", err=True)
+    resumed = f", {report.resumed} of them found done" if report.resumed else ""
+    polygons = "" if report.polygons is None else f"{report.polygons} polygons from "
+    click.echo(
+        f"{polygons}{report.chunks} chunks{resumed}; {report.tiles} tiles computed in {report.seconds:.1f} s.", err=True
+    )
+    for name in report.files:
+        click.echo(name)

@@ -1,0 +1,124 @@
+"""Outputs of a run: where they go, and how they are made from the chunk store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from geoseg.engine.mosaic import write_mosaic
+from geoseg.engine.plan import CONFIDENCE_NODATA, Plan
+from geoseg.engine.run import Progress
+from geoseg.engine.store import ChunkStore
+from geoseg.engine.vectorize import Selection, write_polygons
+from geoseg.errors import ConfigError, OutputError
+from geoseg.geodesy import projection
+from geoseg.scene import Scene
+
+if TYPE_CHECKING:
+    from geoseg.engine.predict import Options
+
+_RASTERS = {".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files a run writes, None for those not wanted, and the work folder it goes through."""
+
+    polygons: Path | None
+    labels: Path | None
+    confidence: Path | None
+    workdir: Path
+
+    @classmethod
+    def check(cls, out: str | os.PathLike[str], options: Options) -> Outputs:
+        """Settle where everything goes, and refuse what could not be written, before any work.
+
+        Raises:
+            OutputError: a path exists, its folder does not or cannot be written, or its suffix is unknown.
+            ConfigError: two outputs share one path.
+        """
+        from geoseg.outputs.polygons import check_output
+        from geoseg.outputs.staging import check_place
+
+        main = Path(out)
+        raster = main.suffix.lower() in _RASTERS
+        if raster and options.labels:
+            raise ConfigError(f"both {main} and --labels {options.labels} name a label raster: leave --labels out.")
+        labels = main if raster else (Path(options.labels) if options.labels else None)
+        polygons = None if raster else main
+        confidence = Path(options.confidence) if options.confidence else None
+        wanted = [path.absolute() for path in (polygons, labels, confidence) if path is not None]
+        if len(set(wanted)) != len(wanted):
+            raise ConfigError(f"two outputs share the path {wanted[0]}: give each its own.")
+        if polygons is not None:
+            check_output(polygons, options.overwrite)
+        for option, path in (("--labels", labels), ("--confidence", confidence)):
+            if path is not None and path.suffix.lower() not in _RASTERS:
+                raise ConfigError(f"{option} {path} is written as GeoTIFF: let its name end in .tif.")
+            if path is not None:
+                check_place(path, options.overwrite)
+        workdir = Path(options.workdir) if options.workdir else main.with_name(f".{main.name}.geoseg")
+        return cls(polygons, labels, confidence, workdir.absolute())
+
+    def check_scene(self, scene: Scene) -> None:
+        """Refuse what this scene cannot be written to.
+
+        Raises:
+            OutputError: an output is the scene itself.
+            ConfigError: the format of the polygons needs longitude and latitude, and the CRS has none.
+        """
+        from geoseg.outputs.polygons import check_output
+
+        for name in self.files:
+            if os.path.exists(name) and os.path.exists(scene.path) and os.path.samefile(name, scene.path):
+                raise OutputError(f"{name} is the scene itself: give the output another name.")
+        if self.polygons is not None:
+            check_output(self.polygons, overwrite=True, crs=projection(scene.geobox))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the outputs, polygons first."""
+        return tuple(str(path) for path in (self.polygons, self.labels, self.confidence) if path is not None)
+
+
+def assemble(
+    plan: Plan, store: ChunkStore, outputs: Outputs, options: Options, progress: Progress | None = None
+) -> tuple[tuple[str, ...], int | None]:
+    """Write the outputs from the finished chunks; returns their paths and the number of polygons (None: no polygons).
+
+    Memory is bounded by the chunk.  Files appear under their names only when they are complete.
+
+    Raises:
+        OutputError: an output cannot be written.
+    """
+    from geoseg.outputs.cog import write_confidence_cog, write_label_cog
+
+    layers = [("Byte", plan.classes.nodata), ("UInt16", CONFIDENCE_NODATA)]
+    mosaic = write_mosaic(store, plan.source.geobox, "mosaic.vrt", layers)
+    count = None
+    if outputs.polygons is not None:
+        count = write_polygons(
+            mosaic,
+            outputs.polygons,
+            plan.classes,
+            confidence=(str(mosaic), 2) if plan.probabilistic else None,
+            selection=Selection(options.min_area, tuple(options.drop), options.keep_background),
+            workdir=store.folder,
+            progress=progress,
+        )
+    if outputs.labels is not None:
+        _tell(progress, "writing labels", 0)
+        write_label_cog(mosaic, outputs.labels, plan.classes, band=1)
+        _tell(progress, "writing labels", 1)
+    if outputs.confidence is not None:
+        _tell(progress, "writing confidence", 0)
+        write_confidence_cog(mosaic, outputs.confidence, band=2)
+        _tell(progress, "writing confidence", 1)
+    return outputs.files, count
+
+
+def _tell(progress: Progress | None, stage: str, done: int) -> None:
+    if progress:
+        progress(stage, done, 1)

@@ -1,0 +1,167 @@
+"""The device runner: batches of tiles through a segmenter on the CPU or a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geoseg.classes import Classes
+from geoseg.engine.plan import CONFIDENCE_SCALE, Precision
+from geoseg.errors import ConfigError
+from geoseg.grid import Window
+from geoseg.scene import Pixels
+from geoseg.segmenters.interface import Segmenter, State, Tiles
+
+# A GPU takes this many pixels at a time unless told otherwise; a CPU is served best by one tile.
+_GPU_BATCH_PIXELS = 8 << 20
+
+
+def choose_device(asked: str, number: int = 0) -> torch.device:
+    """Return the device for worker ``number``: ``auto`` takes a GPU where there is one, workers share them in turn.
+
+    Raises:
+        ConfigError: a GPU was asked for and there is none.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        asked = "cuda" if gpus else "cpu"
+    if asked.startswith("cuda") and not gpus:
+        raise ConfigError("--device cuda was asked for, but torch sees no GPU here: use --device cpu or auto.")
+    return torch.device(f"cuda:{number % gpus}") if asked == "cuda" else torch.device(asked)
+
+
+def choose_precision(asked: Precision, device: torch.device) -> torch.dtype:
+    """Return the number format of a forward pass; ``auto`` is float32 on a CPU and the fastest safe one on a GPU.
+
+    On CPUs without matrix units for bfloat16, autocast costs more than it saves; so it is never automatic there.
+    """
+    if asked == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+
+
+def default_batch(tile: int, device: torch.device) -> int:
+    """Return how many tiles go through the network at once where the user does not say."""
+    return 1 if device.type == "cpu" else max(1, min(32, _GPU_BATCH_PIXELS // tile**2))
+
+
+def share_cores(workers: int = 1) -> None:
+    """Let torch, in the calling thread, use this process's share of the cores that ``workers`` processes divide.
+
+    Never fewer than two threads: with one, torch takes other kernels for 1 × 1 convolutions, whose sums round
+    differently, and the outcome of a run would depend on the number of workers.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = max(2, cores // max(1, workers))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What came out for one batch of tiles, on the host.
+
+    ``labels`` (N, H, W) label values, ``confidence`` (N, H, W) thousandths of the winner's probability; or
+    ``probabilities`` (N, K, H, W) float32 where tiles are to be blended.
+    """
+
+    windows: tuple[Window, ...]
+    labels: NDArray[np.uint16] | None = None
+    confidence: NDArray[np.uint16] | None = None
+    probabilities: NDArray[np.float32] | None = None
+
+
+class Runner:
+    """A segmenter placed on its device, fed with batches of pixels."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        state: State,
+        classes: Classes,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+    ) -> None:
+        self.segmenter = segmenter
+        self.state = state
+        self.device = device
+        self.dtype = dtype
+        self.batch = batch
+        self._ids = torch.tensor(classes.ids, dtype=torch.int32, device=device)
+        segmenter.place(device)
+
+    def tiles(self, pixels: Sequence[Pixels]) -> Tiles:
+        """Return a batch on the host: uint8 stays, everything else becomes float32; pinned if a GPU will take it."""
+        data = np.stack([item.data for item in pixels])
+        values = torch.from_numpy(data if data.dtype == np.uint8 else data.astype(np.float32))
+        valid = torch.from_numpy(np.stack([item.valid for item in pixels]))
+        if self.device.type == "cuda":
+            values, valid = values.pin_memory(), valid.pin_memory()
+        return Tiles(values, valid, tuple(item.window for item in pixels))
+
+    def run(self, batches: Iterable[Tiles], *, probabilities: bool) -> Iterator[Scores]:
+        """Yield what the segmenter says of each batch.
+
+        Args:
+            batches: on the host, as :meth:`tiles` makes them.
+            probabilities: yield the probabilities of all classes instead of labels and confidence.
+        """
+        for tiles in batches:
+            scores = self.scores(tiles)
+            if probabilities:
+                yield Scores(tiles.windows, probabilities=_host(torch.softmax(scores, 1)))
+            else:
+                labels, confidence = self._decide(scores)
+                yield Scores(tiles.windows, labels=_host(labels), confidence=_host(confidence))
+
+    def scores(self, tiles: Tiles) -> torch.Tensor:
+        """Return the scores (N, K, H, W), float32, on the device.
+
+        Kernels are chosen by shape and may round differently, so every forward pass has the same shape: on a CPU,
+        where batches gain nothing, one tile; on a GPU a full batch, the last one filled up with copies.
+        """
+        count = len(tiles)
+        missing = self.batch - count
+        with torch.inference_mode(), self._autocast():
+            if self.device.type == "cpu":
+                return torch.cat([self.segmenter.segment(one, self.state).float() for one in tiles.singles()])
+            tiles = tiles.to(self.device)
+            if missing > 0:
+                tiles = Tiles(
+                    torch.cat([tiles.pixels, tiles.pixels[-1:].expand(missing, -1, -1, -1)]),
+                    torch.cat([tiles.valid, tiles.valid[-1:].expand(missing, -1, -1)]),
+                    tiles.windows + tiles.windows[-1:] * missing,
+                )
+            return self.segmenter.segment(tiles, self.state)[:count].float()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return label values and confidence (N, H, W), int16-safe integers, still on the device."""
+        with torch.inference_mode():
+            best, channel = scores.max(1)
+            # Summed class by class: the order of a library's own sum depends on the shape of the batch.
+            total = torch.zeros_like(best)
+            for one in scores.unbind(1):
+                total += (one - best).exp_()
+            confidence = total.reciprocal_().mul_(CONFIDENCE_SCALE).round_().to(torch.int16)
+            return self._ids[channel].to(torch.int16), confidence
+
+
+def _host(tensor: torch.Tensor) -> NDArray[Any]:
+    array = tensor.cpu().numpy()
+    return array.view(np.uint16) if array.dtype == np.int16 else array

@@ -1,0 +1,118 @@
+"""The plan of a run: all that a worker needs to compute any chunk, and the fingerprint that tells runs apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cloudpickle
+
+import geoseg
+from geoseg.classes import Classes
+from geoseg.errors import BundleError
+from geoseg.grid import ChunkGrid, TileGrid
+from geoseg.scene import Scene
+from geoseg.segmenters.interface import Segmenter, State
+
+Blend = Literal["crop", "hann"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+# Confidence is kept as an integer in thousandths, so that means over polygons are exact whatever the order of summing.
+CONFIDENCE_SCALE = 1000
+CONFIDENCE_NODATA = 65535
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a worker makes the segmenter: bundles by path and digest (several: an ensemble), and whether to augment."""
+
+    bundles: tuple[tuple[str, str], ...]
+    tta: bool = False
+
+    def build(self) -> Segmenter:
+        """Load the bundles.
+
+        Raises:
+            BundleError: a bundle is missing here, or is not the one that the run was planned with.
+        """
+        from geoseg.bundle import file_digest
+        from geoseg.segmenters.ensemble import Ensemble
+        from geoseg.segmenters.loading import load
+
+        members = []
+        for path, digest in self.bundles:
+            members.append(load(path))
+            if file_digest(path) != digest:
+                raise BundleError(f"{path} has changed since the run began: start the run again.")
+        segmenter = members[0] if len(members) == 1 else Ensemble(members)
+        return augmented(segmenter) if self.tta else segmenter
+
+
+def augmented(segmenter: Segmenter) -> Segmenter:
+    """Return ``segmenter`` under test-time augmentation."""
+    from geoseg.segmenters.ensemble import TestTimeAugmentation
+
+    return TestTimeAugmentation(segmenter)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run over one scene.
+
+    Attributes:
+        source: the scene on the grid of the outputs.
+        model_scene: the scene on the grid that the segmenter sees; equal to ``source`` unless its resolution differs.
+        method: how to make the segmenter, or the segmenter itself (small ones, and those of Python callers).
+        state: what the segmenter learned about the scene.
+        classes: in the order of the scores' channels.
+        probabilistic: whether the scores have a confidence.
+        tiles: lattice of tiles on the model's grid.
+        chunks: partition of the outputs' grid.
+        blend: ``crop`` takes each tile's core, ``hann`` weights tiles where they overlap.
+        batch: tiles per forward pass; 0 chooses by device.
+        device, precision: as asked for; "auto" is settled on the worker.
+        aoi: area of interest as WKB in the CRS of the scene, or None.
+        store: folder of the chunk store.
+    """
+
+    source: Scene
+    model_scene: Scene
+    method: Recipe | Segmenter
+    state: State
+    classes: Classes
+    probabilistic: bool
+    tiles: TileGrid
+    chunks: ChunkGrid
+    blend: Blend
+    batch: int
+    device: str
+    precision: Precision
+    aoi: bytes | None
+    store: str
+
+    @property
+    def same_grid(self) -> bool:
+        """Whether the segmenter sees the grid of the outputs."""
+        return self.model_scene.geobox == self.source.geobox
+
+    def fingerprint(self) -> str:
+        """Return a digest of all that decides what the chunks hold: scene, method, options, version."""
+        if isinstance(self.method, Recipe):
+            method: Any = {"bundles": [digest for _, digest in self.method.bundles], "tta": self.method.tta}
+        else:
+            method = {"object": hashlib.sha256(cloudpickle.dumps((self.method, self.state))).hexdigest()}
+        record = {
+            "version": geoseg.__version__,
+            "scene": self.source.identity,
+            "model_grid": [list(self.model_scene.geobox.affine)[:6], list(self.model_scene.shape)],
+            "method": method,
+            "classes": self.classes.as_dicts(),
+            "tile": [self.tiles.tile, self.tiles.halo],
+            "chunk": self.chunks.size,
+            "blend": self.blend,
+            "precision": self.precision,
+            "aoi": hashlib.sha256(self.aoi).hexdigest() if self.aoi else None,
+        }
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,276 @@
+"""From a scene to polygons: plan, run, assemble, write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from geoseg.bundle import file_digest
+from geoseg.engine.assemble import Outputs, assemble
+from geoseg.engine.cluster import connected
+from geoseg.engine.plan import Blend, Plan, Precision, Recipe, augmented
+from geoseg.engine.run import Progress, run_chunks
+from geoseg.engine.store import ChunkStore
+from geoseg.errors import BundleError, ConfigError, SceneError
+from geoseg.grid import ChunkGrid, TileGrid
+from geoseg.scene import Scene, open_scene
+
+if TYPE_CHECKING:
+    from geoseg.segmenters.interface import Segmenter, Spec
+
+DEFAULT_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is to be done; every field is an option of the command line.
+
+    Attributes:
+        labels, confidence: where label and confidence COGs go, if wanted.
+        aoi: vector file; pixels outside its polygons get no label.
+        bands: indices (from 1) or names; by default those the model names, else all.
+        nodata: value that means "no data", in place of what the file says.
+        resolution: true ground metres per pixel to work at; by default the model's, else the scene's.
+        output_grid: ``model`` writes on the grid the model saw, ``scene`` on the scene's own.
+        chunk, tile: pixels; the chunk is rounded to whole tile cores.
+        halo: pixels, or None for what the model asks.
+        blend: ``crop`` or ``hann``.
+        tta: average over the eight flips and quarter turns of every tile.
+        batch: tiles per forward pass; 0 chooses by device.
+        min_area: polygons under this many m² are left out.
+        drop: classes (names or ids) not written as polygons.
+        keep_background: write background polygons too.
+        device, precision: see :mod:`geoseg.engine.device`.
+        workers, scheduler: see :func:`geoseg.engine.cluster.connected`.
+        workdir: folder of the chunk store; by default a hidden one beside the output, removed at the end.
+        fresh: throw away what the work folder holds.
+        overwrite: replace existing outputs.
+    """
+
+    labels: str | None = None
+    confidence: str | None = None
+    aoi: str | None = None
+    bands: Sequence[int | str] | None = None
+    nodata: float | None = None
+    resolution: float | None = None
+    output_grid: Literal["model", "scene"] = "model"
+    chunk: int = DEFAULT_CHUNK
+    tile: int | None = None
+    halo: int | None = None
+    blend: Blend = "crop"
+    tta: bool = False
+    batch: int = 0
+    min_area: float = 0.0
+    drop: Sequence[str] = ()
+    keep_background: bool = False
+    device: str = "auto"
+    precision: Precision = "auto"
+    workers: int = 0
+    scheduler: str | None = None
+    workdir: str | None = None
+    fresh: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles."""
+
+    files: tuple[str, ...]
+    polygons: int | None
+    chunks: int
+    resumed: int
+    tiles: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def predict(
+    scene: str | os.PathLike[str] | Scene,
+    out: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Sequence[str] | Segmenter = "buildings",
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+    **changes: object,
+) -> Report:
+    """Segment a scene and write class polygons (or, where ``out`` ends in .tif, labels).
+
+    Args:
+        scene: path, URL, or an opened scene.
+        out: .geojson, .geojsonl, .gpkg, .fgb, .parquet or .tif.
+        model: path, URL or name of a bundle, several for an ensemble, or any segmenter.
+        options: see :class:`Options`.
+        progress: called with a stage, steps done, and steps in all.
+        changes: single fields of the options.
+
+    Raises:
+        SceneError, BundleError, ConfigError, OutputError: bad input, before any work.
+        RunError: the run could not be finished; the same call goes on from there.
+    """
+    options = replace(options or Options(), **changes)  # type: ignore[arg-type]
+    outputs = Outputs.check(out, options)
+    method, segmenter = _method(model, options)
+    plan, notes = make_plan(scene, outputs, method, segmenter, options, progress)
+    return execute(plan, outputs, options, notes, progress)
+
+
+def execute(
+    plan: Plan, outputs: Outputs, options: Options, notes: Sequence[str] = (), progress: Progress | None = None
+) -> Report:
+    """Run a plan and write its outputs.
+
+    Raises:
+        RunError: see :func:`geoseg.engine.run.run_chunks`.
+        OutputError: an output cannot be written.
+        SceneError: no pixel of the scene got a label.
+    """
+    store = ChunkStore(plan.store, plan.chunks)
+    fingerprint = plan.fingerprint()
+    with store.opened(fingerprint, fresh=options.fresh) as done:
+        with connected(options.workers, options.scheduler) as (client, processes):
+            tally = run_chunks(plan, client, processes, fingerprint[:16], done, progress)
+        if not tally.labelled and not tally.resumed:
+            where = "inside the area of interest " if plan.aoi else ""
+            store.remove()
+            raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
+        files, polygons = assemble(plan, store, outputs, options, progress)
+        if options.workdir is None:
+            store.remove()
+    return Report(files, polygons, tally.chunks, tally.resumed, tally.tiles, tally.seconds, tuple(notes))
+
+
+def make_plan(
+    scene: str | os.PathLike[str] | Scene,
+    outputs: Outputs,
+    method: Recipe | Segmenter,
+    segmenter: Segmenter,
+    options: Options,
+    progress: Progress | None = None,
+) -> tuple[Plan, list[str]]:
+    """Fit scene and method together, and look at the scene once; returns the plan and what a user should know.
+
+    Raises:
+        SceneError: the scene cannot be used, or has other bands than the model.
+        ConfigError: tile, halo or chunk do not go together, or the output format cannot hold the scene's CRS.
+        OutputError: an output is the scene itself.
+    """
+    from geoseg.engine.aoi import read_aoi
+
+    spec = segmenter.spec
+    if spec.view is not None or spec.needs_prior:
+        raise ConfigError("this model needs a view or a prior, which this version does not give it: use another model.")
+    own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
+    own = _with_bands_of(own, spec, options)
+    outputs.check_scene(own)
+    aoi = read_aoi(options.aoi, own) if options.aoi else None
+    model_scene, notes = _at_model_resolution(own, spec, options)
+    source = own if options.output_grid == "scene" else model_scene
+    tiles = _tiles(spec, options)
+    if progress:
+        progress("preparing", 0, 1)
+    model_scene.statistics()  # refuses a scene without one valid pixel before any work
+    state = segmenter.prepare(model_scene)
+    if progress:
+        progress("preparing", 1, 1)
+    classes = state.classes or spec.classes
+    if classes is None:
+        raise BundleError("the model names no classes, and found none in the scene: give it classes.")
+    plan = Plan(
+        source=source,
+        model_scene=model_scene,
+        method=method,
+        state=state,
+        classes=classes,
+        probabilistic=spec.probabilistic,
+        tiles=tiles,
+        chunks=ChunkGrid(source.shape, _chunk(options.chunk, tiles, source, model_scene)),
+        blend=options.blend,
+        batch=options.batch,
+        device=options.device,
+        precision=options.precision,
+        aoi=aoi,
+        store=str(outputs.workdir),
+    )
+    return plan, notes
+
+
+def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmenter]:
+    """Return how workers make the segmenter, and the segmenter itself."""
+    from geoseg.segmenters.interface import Segmenter
+    from geoseg.segmenters.loading import resolve_bundle
+
+    if isinstance(model, Segmenter):
+        segmenter = augmented(model) if options.tta else model
+        return segmenter, segmenter
+    names = [model] if isinstance(model, str | os.PathLike) else list(model)  # type: ignore[call-overload]
+    if not names:
+        raise ConfigError("no model was given: name at least one bundle.")
+    paths = [resolve_bundle(name) for name in names]
+    recipe = Recipe(tuple((path, _digest(path)) for path in paths), options.tta)
+    return recipe, recipe.build()
+
+
+def _digest(path: str) -> str:
+    from geoseg.bundle import read_bundle
+
+    read_bundle(path)  # refuses what is not a bundle before it is read whole
+    return file_digest(path)
+
+
+def _with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:
+    """Return the scene with the model's bands: as chosen by the user, else by name, else all if their number fits."""
+    count = len(spec.bands)
+    if len(scene.bands) != count and options.bands is None:
+        names = [name.lower() for name in scene.band_names]
+        if all(band.lower() in names for band in spec.bands):
+            return open_scene(scene.path, bands=list(spec.bands), nodata=options.nodata)
+    if len(scene.bands) != count:
+        raise SceneError(
+            f"{scene.path} has {len(scene.bands)} bands ({', '.join(scene.band_names)}) where the model takes {count} "
+            f"({', '.join(spec.bands)}): choose them with --bands, for example --bands "
+            f"{','.join(str(i + 1) for i in range(count))}."
+        )
+    return scene
+
+
+def _at_model_resolution(scene: Scene, spec: Spec, options: Options) -> tuple[Scene, list[str]]:
+    wanted = options.resolution or spec.resolution
+    if wanted is None:
+        return scene, []
+    at = scene.at_resolution(wanted)
+    if at.geobox == scene.geobox:
+        return scene, []
+    own = min(scene.resolution)
+    why = "" if options.resolution else ", as the model was made for"
+    grid = "outputs are on the scene's own grid" if options.output_grid == "scene" else "outputs are on that grid"
+    return at, [f"the scene ({own:.3g} m per pixel) is read at {wanted:.3g} m{why}; {grid}."]
+
+
+def _tiles(spec: Spec, options: Options) -> TileGrid:
+    tile = options.tile if options.tile is not None else spec.tile
+    halo = options.halo if options.halo is not None else spec.halo
+    for name, value in (("--tile", tile), ("--halo", halo)):
+        if value < 0 or value % spec.stride:
+            fitting = max(spec.stride, -(-value // spec.stride) * spec.stride)
+            raise ConfigError(
+                f"{name} {value} is not a multiple of {spec.stride} pixels, the stride of the model: use {fitting}."
+            )
+    if not spec.tile_exact and options.tile is not None and tile != spec.tile:
+        raise ConfigError(f"this model works at its own tile size of {spec.tile} pixels only: leave --tile out.")
+    return TileGrid(tile, halo)
+
+
+def _chunk(asked: int, tiles: TileGrid, source: Scene, model_scene: Scene) -> int:
+    """Return the side of a chunk on the outputs' grid: the one asked for, in whole tile cores.
+
+    A tile is then computed for one chunk only.  Where the model sees a finer grid, chunks shrink to bound memory.
+    """
+    if asked < 1:
+        raise ConfigError(f"--chunk {asked} makes no chunks: give a number of pixels, such as {DEFAULT_CHUNK}.")
+    if source.geobox != model_scene.geobox:
+        finer = max(1.0, max(a / b for a, b in zip(source.resolution, model_scene.resolution, strict=True)))
+        return max(64, int(asked / finer))
+    return max(1, round(asked / tiles.core)) * tiles.core

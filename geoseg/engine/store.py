@@ -1,0 +1,180 @@
+"""The chunk store: one small GeoTIFF per finished chunk, the journal from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.io import MemoryFile
+
+from geoseg.errors import OutputError, RunError
+from geoseg.grid import ChunkGrid
+
+_RECORD = "run.json"
+_LOCK = "lock"
+
+
+class ChunkStore:
+    """A folder of finished chunks, ``r<row>/c<column>.tif``: band 1 labels, then one band a layer, all uint16.
+
+    The folder belongs to one run at a time (a lock that dies with its process) and to one fingerprint.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], chunks: ChunkGrid) -> None:
+        self.folder = Path(folder)
+        self.chunks = chunks
+
+    def path(self, number: int) -> Path:
+        """Return the file of chunk ``number``."""
+        row, col = divmod(number, self.chunks.counts[1])
+        return self.folder / f"r{row:05d}" / f"c{col:05d}.tif"
+
+    def done(self) -> set[int]:
+        """Return the numbers of the finished chunks."""
+        rows, cols = self.chunks.counts
+        found = set()
+        for folder in self.folder.glob("r*"):
+            row = int(folder.name[1:]) if folder.name[1:].isdigit() else rows
+            for file in folder.glob("c*.tif"):
+                col = int(file.stem[1:]) if file.stem[1:].isdigit() else cols
+                if row < rows and col < cols:
+                    found.add(row * cols + col)
+        return found
+
+    def write(self, number: int, layers: NDArray[np.uint16]) -> None:
+        """Store the layers (L, H, W) of a chunk: written beside, synced, then renamed.
+
+        Raises:
+            OutputError: the disk is full or the folder cannot be written.
+        """
+        count, height, width = layers.shape
+        profile = {"driver": "GTiff", "dtype": "uint16", "count": count, "height": height, "width": width}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with MemoryFile() as memory:
+                with memory.open(**profile, compress="deflate", zlevel=1, interleave="band") as file:
+                    file.write(layers)
+                data = bytes(memory.getbuffer())
+        write_atomically(self.path(number), data)
+
+    @contextlib.contextmanager
+    def opened(self, fingerprint: str, *, fresh: bool = False) -> Iterator[set[int]]:
+        """Hold the store for one run; yields the chunks that are done already.
+
+        Args:
+            fingerprint: of the run; a store of another run is refused.
+            fresh: throw away what the store holds first.
+
+        Raises:
+            RunError: another process holds the store, or it belongs to another run.
+            OutputError: the folder cannot be made or written.
+        """
+        with _unwritable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / _LOCK, "a+")  # noqa: SIM115 - open until the run ends
+        try:
+            self._lock(lock)
+            if fresh:
+                self._empty()
+            self._claim(fingerprint)
+            yield self.done()
+        finally:
+            lock.close()
+
+    def remove(self) -> None:
+        """Delete the store and all it holds."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lock(self, lock: Any) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise RunError(
+                f"{self.folder} is in use by {holder}: wait for that run to end, or give this one another --workdir."
+            ) from error
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+
+    def _claim(self, fingerprint: str) -> None:
+        record = self.folder / _RECORD
+        if record.exists():
+            try:
+                owner = json.loads(record.read_text())["fingerprint"]
+            except (ValueError, KeyError, OSError) as error:
+                raise RunError(f"{record} is damaged: pass --fresh to start this run anew.") from error
+            if owner != fingerprint:
+                raise RunError(
+                    f"{self.folder} holds the chunks of another run (another scene, model, option or version): "
+                    "pass --fresh to throw them away, or give another --workdir."
+                )
+            return
+        strangers = [entry.name for entry in self.folder.iterdir() if entry.name != _LOCK]
+        if strangers:
+            raise RunError(
+                f"{self.folder} is not a work folder of geoseg (it holds {sorted(strangers)[0]!r}): "
+                "give an empty or new folder as --workdir."
+            )
+        write_atomically(record, json.dumps({"fingerprint": fingerprint}).encode())
+
+    def _empty(self) -> None:
+        """Throw away a run's chunks, but only in a folder that a run has claimed."""
+        if not (self.folder / _RECORD).exists():
+            return
+        for entry in self.folder.iterdir():
+            if entry.is_dir() and entry.name[:1] == "r" and entry.name[1:].isdigit():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK and entry.is_file():
+                entry.unlink()
+            elif entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` beside ``path``, sync it and rename it: the name holds all of it or does not exist.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    with _unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise OutputError(
+                f"the disk is full at {path}: free some space and run the same command again, it goes on from there."
+            ) from error
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}): choose another --workdir.") from error

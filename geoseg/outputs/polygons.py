@@ -1,0 +1,145 @@
+"""Class polygons into a file, whatever its format: the suffix decides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyproj
+
+from geoseg.classes import Classes
+from geoseg.errors import OutputError
+from geoseg.outputs.attributes import Attributes, grouped
+from geoseg.outputs.geojson import GeoJSON, GeoJSONSequence, check_lonlat
+from geoseg.outputs.qgis import write_vector_style
+from geoseg.outputs.staging import check_place, staged, writing
+from geoseg.outputs.tables import FlatGeobuf, GeoPackage, GeoParquet, check_parquet
+from geoseg.vector.features import Features
+
+
+class Sink(Protocol):
+    """A file under construction that takes polygons group by group."""
+
+    def add(self, features: Features) -> int:
+        """Write one group and return how many polygons were written."""
+
+    def finish(self) -> None:
+        """Complete the file (also one without polygons) and close it."""
+
+    def abandon(self) -> None:
+        """Close what is open; the file will be thrown away."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A vector format: what makes its sink, and whether it is written in longitude and latitude."""
+
+    sink: Callable[[Path, Attributes, pyproj.CRS], Sink]
+    lonlat: bool = False
+
+
+_FORMATS: dict[str, Format] = {
+    ".geojson": Format(GeoJSON, lonlat=True),
+    ".geojsonl": Format(GeoJSONSequence, lonlat=True),
+    ".geojsons": Format(GeoJSONSequence, lonlat=True),
+    ".ndjson": Format(GeoJSONSequence, lonlat=True),
+    ".gpkg": Format(GeoPackage),
+    ".fgb": Format(FlatGeobuf),
+    ".parquet": Format(GeoParquet),
+}
+
+
+def suffixes() -> tuple[str, ...]:
+    """Return the suffixes of the known vector formats, with their dots, in lower case."""
+    return tuple(_FORMATS)
+
+
+def is_lonlat(path: str | os.PathLike[str]) -> bool:
+    """Whether polygons in ``path`` are written as WGS 84 longitude and latitude rather than in the scene's CRS.
+
+    Raises:
+        OutputError: the suffix is of no known format.
+    """
+    return _format(path).lonlat
+
+
+def check_output(path: str | os.PathLike[str], overwrite: bool = False, crs: pyproj.CRS | None = None) -> None:
+    """Refuse an output that could not be written, before work starts.
+
+    Args:
+        path: where the polygons are to go.
+        overwrite: whether a file that exists may be replaced.
+        crs: the scene's CRS, if known, to tell now that a format cannot hold it.
+
+    Raises:
+        OutputError: unknown suffix, existing file, missing or unwritable folder, or a CRS without longitude and
+            latitude on the Earth for a format that needs them; Parquet without pyarrow.
+    """
+    chosen = _format(path)
+    check_place(path, overwrite)
+    if crs is not None and chosen.lonlat:
+        check_lonlat(crs, path)
+    if chosen.sink is GeoParquet:
+        check_parquet(path)
+
+
+def write_features(
+    path: str | os.PathLike[str],
+    batches: Iterable[Features],
+    *,
+    classes: Classes,
+    crs: pyproj.CRS,
+    pixel_m: float,
+    has_confidence: bool,
+) -> int:
+    """Write polygons as they come, with a QGIS style beside the file; an existing file is replaced at the end.
+
+    Memory is bounded by a batch or a group of 16 384 polygons, whichever is larger.  The bytes depend on the polygons
+    alone: not on their division into batches, nor on time or place.
+
+    Args:
+        path: the output; its suffix is one of :func:`suffixes`.
+        batches: polygons in coordinates of ``crs``, ordered by id.
+        classes: their names and colours.
+        crs: the scene's CRS.  GeoJSON is written in WGS 84 longitude and latitude, other formats keep it.
+        pixel_m: ground length of a pixel in metres: numbers are rounded well below it.
+        has_confidence: whether the confidences mean anything; if not, they are written as null.
+
+    Returns:
+        How many polygons were written.
+
+    Raises:
+        OutputError: unknown suffix, unwritable place, full disk, or a CRS that the format cannot hold.
+        LabelsError: a polygon whose label value belongs to no class.
+    """
+    path = Path(path)
+    make = _format(path).sink
+    count = 0
+    with staged(path) as temporary:
+        with writing(path):
+            sink = make(temporary, Attributes(classes, pixel_m, has_confidence), crs)
+        try:
+            # What goes wrong in the producer of the batches is not this file's fault: only the writes are translated.
+            for group in grouped(batches):
+                with writing(path):
+                    count += sink.add(group)
+            with writing(path):
+                sink.finish()
+                write_vector_style(temporary, classes, beside=path)
+        except BaseException:
+            sink.abandon()
+            raise
+    return count
+
+
+def _format(path: str | os.PathLike[str]) -> Format:
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise OutputError(
+            f"{os.fspath(path)} has {f'the suffix {suffix!r}' if suffix else 'no suffix'}: use one of {known}."
+        )
+    return _FORMATS[suffix]

@@ -1,0 +1,288 @@
+"""QGIS styles written by hand: layers open with class names and colours without a click.
+
+A style lies beside its layer under the same stem (``map.qml`` for ``map.geojson``).  A raster and a vector layer of one
+stem share that file, so it may hold one part for each; writing one part leaves the other alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyproj
+
+from geoseg.classes import Classes, LabelClass
+from geoseg.outputs.staging import staged, writing
+
+Kind = Literal["polygons", "labels", "confidence"]
+
+_DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+_VERSION = "3.22.0"
+_LONLAT_SUFFIXES = {".geojson", ".geojsonl", ".geojsons", ".ndjson"}
+# From doubtful to sure, after the sequential scheme YlGnBu; light ends stay visible on white.
+_CONFIDENCE_RAMP = ((0.0, "#ffffcc"), (0.25, "#a1dab4"), (0.5, "#41b6c4"), (0.75, "#2c7fb8"), (1.0, "#253494"))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a layer definition.
+
+    Attributes:
+        path: the file, in the definition's folder or below it if both are to be moved together.
+        kind: what it shows: class polygons, a label raster, or a confidence raster.
+        crs: the CRS of the scene (GeoJSON is known to be in longitude and latitude).
+        classes: the classes of polygons and labels.
+        title: its name in QGIS, by default the file's stem and kind.
+    """
+
+    path: Path
+    kind: Kind
+    crs: pyproj.CRS
+    classes: Classes | None = None
+    title: str = ""
+
+
+def vector_style(classes: Classes) -> str:
+    """Return the QML of class polygons: one colour a class, without outlines, which would hide small polygons."""
+    return _document("Symbology", [_vector_renderer(classes)])
+
+
+def label_style(classes: Classes, band: int = 1) -> str:
+    """Return the QML of a label raster: class names and colours, background see-through."""
+    return _document("AllStyleCategories", [_pipe(_label_renderer(classes, band))])
+
+
+def confidence_style(band: int = 1) -> str:
+    """Return the QML of a confidence raster: a ramp from 0 to 1."""
+    return _document("AllStyleCategories", [_pipe(_confidence_renderer(band))])
+
+
+def write_vector_style(path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] = "") -> Path:
+    """Write the style of the polygons in ``path`` beside it and return its path.
+
+    Args:
+        path: the layer.
+        classes: names and colours.
+        beside: where the layer will lie, if ``path`` is temporary: a style there keeps its part for rasters.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return _write_style(Path(path), _vector_renderer(classes), Path(beside or path))
+
+
+def write_label_style(path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] = "") -> Path:
+    """Write the style of the label raster ``path`` beside it; see :func:`write_vector_style`."""
+    return _write_style(Path(path), _pipe(_label_renderer(classes, 1)), Path(beside or path))
+
+
+def write_confidence_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
+    """Write the style of the confidence raster ``path`` beside it; see :func:`write_vector_style`."""
+    return _write_style(Path(path), _pipe(_confidence_renderer(1)), Path(beside or path))
+
+
+def write_layer_definition(path: str | os.PathLike[str], layers: Sequence[Layer]) -> None:
+    """Write a ``.qlr`` that brings several styled layers at once, the first on top.
+
+    Files in its folder are named relative to it, so the folder may be moved.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    root = ET.Element("qlr")
+    group = ET.SubElement(root, "layer-tree-group", name="", checked="Qt::Checked", expanded="1")
+    maps = ET.SubElement(root, "maplayers")
+    for layer in layers:
+        source = _source(layer, path.parent)
+        provider = "ogr" if layer.kind == "polygons" else "gdal"
+        title = layer.title or f"{layer.path.stem} {layer.kind}"
+        # QGIS replaces identifiers of ten characters or fewer; this one is longer and the same in every run.
+        identifier = f"{layer.kind}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+        ET.SubElement(
+            group,
+            "layer-tree-layer",
+            id=identifier,
+            name=title,
+            source=source,
+            providerKey=provider,
+            checked="Qt::Checked",
+            expanded="1",
+        )
+        maps.append(_map_layer(layer, identifier, title, source, provider))
+    ET.indent(root, " ")
+    text = "<!DOCTYPE qgis-layer-definition>\n" + ET.tostring(root, encoding="unicode") + "\n"
+    with staged(path) as temporary, writing(path):
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def add_layer_style(connection: sqlite3.Connection, layer: str, classes: Classes, time: str) -> None:
+    """Make the style of class polygons the default of a layer in an open GeoPackage.
+
+    Args:
+        connection: to the GeoPackage; the caller commits.
+        layer: name of the table.
+        classes: names and colours.
+        time: written as the time of the change, ``YYYY-MM-DDThh:mm:ss.sssZ``.
+    """
+    (column,) = connection.execute(
+        "SELECT column_name FROM gpkg_geometry_columns WHERE table_name = ?", (layer,)
+    ).fetchone()
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS layer_styles (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,"
+        " f_table_catalog TEXT(256), f_table_schema TEXT(256), f_table_name TEXT(256), f_geometry_column TEXT(256),"
+        " styleName TEXT(30), styleQML TEXT, styleSLD TEXT, useAsDefault BOOLEAN, description TEXT, owner TEXT(30),"
+        " ui TEXT(30), update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ','now')))"
+    )
+    connection.execute(
+        "INSERT OR REPLACE INTO gpkg_contents (table_name, data_type, identifier, description, last_change, srs_id)"
+        " VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+        (time,),
+    )
+    connection.execute(
+        "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName,"
+        " styleQML, styleSLD, useAsDefault, description, owner, ui, update_time)"
+        " VALUES ('', '', ?, ?, 'classes', ?, '', 1, 'class names and colours', '', NULL, ?)",
+        (layer, column, vector_style(classes), time),
+    )
+
+
+def _write_style(path: Path, part: ET.Element, beside: Path) -> Path:
+    """Write ``part`` beside ``path``, with what an older style beside ``beside`` says about the other kind of layer."""
+    target = path.with_suffix(".qml")
+    other = {"renderer-v2": "pipe", "pipe": "renderer-v2"}[part.tag]
+    parts = [part]
+    try:
+        kept = ET.parse(beside.with_suffix(".qml")).getroot().find(other)
+        parts += [kept] if kept is not None else []
+    except (OSError, ET.ParseError):
+        pass  # none there, or not XML: a new one takes its place
+    categories = "Symbology" if part.tag == "renderer-v2" else "AllStyleCategories"
+    with staged(target) as temporary, writing(target):
+        text = _document(categories if len(parts) == 1 else "AllStyleCategories", sorted(parts, key=lambda e: e.tag))
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return target
+
+
+def _document(categories: str, parts: Sequence[ET.Element]) -> str:
+    root = ET.Element("qgis", version=_VERSION, styleCategories=categories)
+    root.extend(parts)
+    ET.indent(root, " ")
+    return _DOCTYPE + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _vector_renderer(classes: Classes) -> ET.Element:
+    renderer = ET.Element(
+        "renderer-v2",
+        type="categorizedSymbol",
+        attr="class_id",
+        enableorderby="0",
+        forceraster="0",
+        symbollevels="0",
+    )
+    categories = ET.SubElement(renderer, "categories")
+    symbols = ET.SubElement(renderer, "symbols")
+    for position, item in enumerate(classes):
+        ET.SubElement(
+            categories,
+            "category",
+            value=str(item.id),
+            type="integer",
+            symbol=str(position),
+            label=item.name,
+            render="true",
+        )
+        symbols.append(_fill(str(position), item))
+    return renderer
+
+
+def _fill(name: str, item: LabelClass) -> ET.Element:
+    symbol = ET.Element("symbol", type="fill", name=name, alpha="1", clip_to_extent="1", force_rhr="0")
+    layer = ET.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"})
+    options = ET.SubElement(layer, "Option", type="Map")
+    color = ",".join(map(str, (*item.rgb, 255)))
+    for key, value in (
+        ("color", color),
+        ("style", "solid"),
+        ("outline_style", "no"),
+        ("outline_color", color),
+        ("outline_width", "0"),
+        ("outline_width_unit", "MM"),
+        ("joinstyle", "bevel"),
+    ):
+        ET.SubElement(options, "Option", type="QString", name=key, value=value)
+    return symbol
+
+
+def _pipe(renderer: ET.Element) -> ET.Element:
+    pipe = ET.Element("pipe")
+    pipe.append(renderer)
+    return pipe
+
+
+def _label_renderer(classes: Classes, band: int) -> ET.Element:
+    renderer = ET.Element(
+        "rasterrenderer", type="paletted", band=str(band), opacity="1", alphaBand="-1", nodataColor=""
+    )
+    palette = ET.SubElement(renderer, "colorPalette")
+    for item in sorted(classes, key=lambda c: c.id):
+        alpha = "0" if item.background else "255"
+        ET.SubElement(palette, "paletteEntry", value=str(item.id), label=item.name, color=item.color, alpha=alpha)
+    return renderer
+
+
+def _confidence_renderer(band: int) -> ET.Element:
+    renderer = ET.Element(
+        "rasterrenderer",
+        type="singlebandpseudocolor",
+        band=str(band),
+        opacity="1",
+        alphaBand="-1",
+        nodataColor="",
+        classificationMin="0",
+        classificationMax="1",
+    )
+    shader = ET.SubElement(ET.SubElement(renderer, "rastershader"), "colorrampshader")
+    shader.attrib.update(
+        colorRampType="INTERPOLATED", classificationMode="1", clip="0", minimumValue="0", maximumValue="1"
+    )
+    for value, color in _CONFIDENCE_RAMP:
+        ET.SubElement(shader, "item", value=f"{value:g}", label=f"{value:.2f}", color=color, alpha="255")
+    return renderer
+
+
+def _source(layer: Layer, folder: Path) -> str:
+    try:
+        name = "./" + layer.path.absolute().relative_to(folder.absolute()).as_posix()
+    except ValueError:
+        name = str(layer.path.absolute())
+    return name
+
+
+def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider: str) -> ET.Element:
+    if layer.kind == "polygons":
+        element = ET.Element("maplayer", type="vector", geometry="Polygon")
+    else:
+        element = ET.Element("maplayer", type="raster")
+    for tag, text in (("id", identifier), ("datasource", source), ("layername", title)):
+        ET.SubElement(element, tag).text = text
+    crs = pyproj.CRS("OGC:CRS84") if layer.path.suffix.lower() in _LONLAT_SUFFIXES else layer.crs
+    reference = ET.SubElement(ET.SubElement(element, "srs"), "spatialrefsys")
+    # The code alone would give an empty CRS: QGIS reads the definition.
+    ET.SubElement(reference, "wkt").text = crs.to_wkt()
+    authority = crs.to_authority()
+    if authority and authority[0] == "EPSG":
+        ET.SubElement(reference, "authid").text = ":".join(authority)
+    ET.SubElement(element, "provider", encoding="UTF-8").text = provider
+    if layer.kind == "confidence":
+        element.append(_pipe(_confidence_renderer(1)))
+    elif layer.classes is not None:
+        is_vector = layer.kind == "polygons"
+        element.append(_vector_renderer(layer.classes) if is_vector else _pipe(_label_renderer(layer.classes, 1)))
+    return element

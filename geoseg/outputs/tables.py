@@ -1,0 +1,222 @@
+"""GeoPackage, FlatGeobuf and GeoParquet: polygons in the scene's own CRS, written group by group."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyogrio
+import pyproj
+import shapely
+
+from geoseg.errors import OutputError
+from geoseg.outputs.attributes import COLUMNS, Attributes
+from geoseg.outputs.qgis import add_layer_style
+from geoseg.vector.features import Features
+
+if TYPE_CHECKING:
+    import pyarrow
+
+# GeoPackages carry times of writing; a fixed one keeps the bytes of two runs alike.
+TIMESTAMP = "2000-01-01T00:00:00.000Z"
+# Readers with GDAL 3.6, such as QGIS 3.22, warn about 1.4.
+_GPKG_VERSION = "1.3"
+_RESERVED = re.compile(r"gpkg_|sqlite_|rtree_|layer_styles$|\d", re.I)
+
+
+def layer_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of the layer in ``path``: the file's stem as a plain identifier.
+
+    >>> layer_name("runs/2024 fields.gpkg")
+    'polygons_2024_fields'
+    """
+    name = re.sub(r"\W+", "_", Path(path).stem).strip("_")
+    return f"polygons_{name}" if _RESERVED.match(name) else name or "polygons"
+
+
+class _Rows:
+    """A GeoPackage table that grows by groups."""
+
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS, *, layer: str, index: bool) -> None:
+        self.path, self.layer, self.rows = path, layer, 0
+        self._attributes, self._crs, self._index = attributes, crs.to_wkt(), index
+        self._create()
+
+    def _create(self) -> None:
+        none = np.empty(0)
+        empty = Features(np.empty(0, object), none.astype(int), none.astype(int), none, none, none)
+        self._write(empty, dataset_options={"VERSION": _GPKG_VERSION}, append=False)
+
+    def add(self, features: Features) -> int:
+        """Append polygons."""
+        self._write(features, append=True)
+        self.rows += len(features)
+        return len(features)
+
+    def _write(self, features: Features, *, append: bool, dataset_options: dict[str, str] | None = None) -> None:
+        columns = self._attributes.columns(features)
+        pyogrio.raw.write(
+            self.path,
+            shapely.to_wkb(features.geometry, byte_order=1),
+            [columns[name] for name, _ in COLUMNS],
+            [name for name, _ in COLUMNS],
+            layer=self.layer,
+            driver="GPKG",
+            geometry_type="Polygon",
+            crs=self._crs,
+            promote_to_multi=False,
+            append=append,
+            dataset_options=dataset_options,
+            layer_options=None if append else {"SPATIAL_INDEX": "YES" if self._index else "NO"},
+        )
+
+
+class GeoPackage:
+    """A GeoPackage under construction: one layer with a spatial index and, for QGIS, its style."""
+
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:
+        """Create the file and its empty layer."""
+        self._rows = _Rows(path, attributes, crs, layer=layer_name(path), index=True)
+        self._attributes = attributes
+
+    def add(self, features: Features) -> int:
+        """Append one group and return how many polygons it had."""
+        return self._rows.add(features)
+
+    def finish(self) -> None:
+        """Add the style, pin the times, and make sure that every row arrived.
+
+        Raises:
+            OutputError: rows are missing (GDAL did not say that a write failed).
+        """
+        connection = sqlite3.connect(self._rows.path)
+        try:
+            add_layer_style(connection, self._rows.layer, self._attributes.classes, TIMESTAMP)
+            connection.execute("UPDATE gpkg_contents SET last_change = ?", (TIMESTAMP,))
+            (found,) = connection.execute(f'SELECT count(*) FROM "{self._rows.layer}"').fetchone()
+            connection.commit()
+        finally:
+            connection.close()
+        _expect(found, self._rows.rows)
+
+    def abandon(self) -> None:
+        """Nothing is open between groups."""
+
+
+class FlatGeobuf:
+    """A FlatGeobuf under construction.
+
+    Its index comes before its rows, so the rows wait in a table beside it and are streamed from there in the end.
+    """
+
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:
+        """Create the waiting table."""
+        self._path, self._crs = path, crs.to_wkt()
+        self._rows = _Rows(path.with_name("rows.gpkg"), attributes, crs, layer=layer_name(path), index=False)
+
+    def add(self, features: Features) -> int:
+        """Take one group and return how many polygons it had."""
+        return self._rows.add(features)
+
+    def finish(self) -> None:
+        """Stream the rows into the file.
+
+        Raises:
+            OutputError: rows are missing (GDAL did not say that a write failed).
+        """
+        with pyogrio.open_arrow(self._rows.path, use_pyarrow=False) as (meta, stream):
+            pyogrio.write_arrow(
+                stream,
+                self._path,
+                driver="FlatGeobuf",
+                layer=self._rows.layer,
+                geometry_name=meta["geometry_name"],
+                geometry_type="Polygon",
+                crs=self._crs,
+            )
+        self._rows.path.unlink()
+        _expect(pyogrio.read_info(self._path, force_feature_count=True)["features"], self._rows.rows)
+
+    def abandon(self) -> None:
+        """Nothing is open between groups."""
+
+
+class GeoParquet:
+    """A GeoParquet 1.1 file under construction, one row group per group."""
+
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:
+        """Open the file.
+
+        Raises:
+            OutputError: pyarrow is not installed.
+        """
+        check_parquet(path.name)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._attributes, self._crs = attributes, crs
+        self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
+        self._schema = pa.schema(
+            [*((name, _arrow_type(pa, kind)) for name, kind in COLUMNS), ("geometry", pa.binary())]
+        )
+        self._writer = pq.ParquetWriter(path, self._schema)
+
+    def add(self, features: Features) -> int:
+        """Write one group and return how many polygons it had."""
+        import pyarrow as pa
+
+        columns: dict[str, Any] = self._attributes.columns(features)
+        arrays = [pa.array(columns[f.name], f.type, from_pandas=True) for f in self._schema if f.name in columns]
+        arrays.append(pa.array(shapely.to_wkb(features.geometry, byte_order=1), pa.binary()))
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(features))
+        bounds = shapely.total_bounds(features.geometry)
+        self._bounds[:2] = np.fmin(self._bounds[:2], bounds[:2])
+        self._bounds[2:] = np.fmax(self._bounds[2:], bounds[2:])
+        return len(features)
+
+    def finish(self) -> None:
+        """Write the metadata that makes it GeoParquet and close the file."""
+        column: dict[str, Any] = {
+            "encoding": "WKB",
+            "geometry_types": ["Polygon"],
+            "crs": self._crs.to_json_dict(),
+            "edges": "planar",
+        }
+        if np.isfinite(self._bounds).all():
+            column["bbox"] = self._bounds.tolist()
+        geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+        self._writer.add_key_value_metadata({"geo": json.dumps(geo)})
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        with contextlib.suppress(OSError):  # a full disk, and what it does not take was going to be thrown away
+            self._writer.close()
+
+
+def check_parquet(path: str | os.PathLike[str]) -> None:
+    """Refuse a Parquet output where pyarrow is missing.
+
+    Raises:
+        OutputError: it is.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise OutputError(
+            f"{path} needs pyarrow, which is not installed: run `pip install geoseg[parquet]`, or use .gpkg."
+        )
+
+
+def _arrow_type(pa: Any, kind: str) -> pyarrow.DataType:
+    return pa.string() if kind == "object" else pa.from_numpy_dtype(np.dtype(kind))
+
+
+def _expect(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise OSError(f"{found} of {wanted} polygons arrived in the file")

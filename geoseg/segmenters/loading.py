@@ -1,0 +1,137 @@
+"""Find a model by path, URL or name, and make the segmenter it holds.  Finding one imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlsplit
+
+from geoseg import __version__
+from geoseg.bundle import read_bundle
+from geoseg.errors import BundleError, one_line, unknown_name
+
+if TYPE_CHECKING:
+    from geoseg.segmenters.interface import Segmenter
+
+_TIMEOUT_S = 60
+_SUFFIX = ".safetensors"
+
+
+def load(path: str | os.PathLike[str]) -> Segmenter:
+    """Return the segmenter of a bundle: a path, an http(s) URL, or the name of one that ships with geoseg.
+
+    Raises:
+        BundleError: there is no such bundle, it is damaged, or this version cannot use it.
+    """
+    bundle = read_bundle(resolve_bundle(path))
+    if bundle.description.method == "feature-clustering":
+        from geoseg.segmenters.clustering import FeatureClustering
+
+        return FeatureClustering.from_bundle(bundle)
+    from geoseg.segmenters.network import PlainNetwork
+
+    return PlainNetwork.from_bundle(bundle)
+
+
+def shipped() -> tuple[str, ...]:
+    """Return the names of the bundles that come with the package."""
+    folder = files("geoseg.data")
+    return tuple(sorted(f.name.removesuffix(_SUFFIX) for f in folder.iterdir() if f.name.endswith(_SUFFIX)))
+
+
+def resolve_bundle(path: str | os.PathLike[str]) -> str:
+    """Return the local path of a bundle given by path, http(s) URL (downloaded once) or shipped name.
+
+    A file of that name goes before a shipped bundle.  A path that does not exist comes back as it is:
+    :func:`geoseg.bundle.read_bundle` says so.
+
+    Raises:
+        BundleError: no bundle of that name ships, or the URL gives none.
+    """
+    name = os.fspath(path)
+    if name.lower().startswith(("http://", "https://")):
+        return _downloaded(name)
+    if os.path.exists(name) or not _is_name(name):
+        return name
+    known = shipped()
+    if name in known:
+        return str(files("geoseg.data") / f"{name}{_SUFFIX}")
+    ways = (
+        "give the path or URL of a bundle, make one with `geoseg init`, or segment without a model (`geoseg cluster`)"
+    )
+    if not known:
+        raise BundleError(f"there is no file {name!r}, and no model ships with this version of geoseg: {ways}.")
+    raise BundleError(f"{unknown_name('shipped model', name, known)} Or {ways}.")
+
+
+def cache_folder() -> Path:
+    """Return the folder of downloaded bundles: ``$GEOSEG_CACHE``, or ``~/.cache/geoseg``."""
+    given = os.environ.get("GEOSEG_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "geoseg"
+
+
+def _is_name(text: str) -> bool:
+    """Whether ``text`` can only be a name: no folder and no suffix."""
+    return bool(text) and os.path.basename(text) == text and not os.path.splitext(text)[1]
+
+
+def _downloaded(url: str) -> str:
+    """Return the cached copy of ``url``, fetching it first if there is none."""
+    target = cache_folder() / (hashlib.sha256(url.encode()).hexdigest()[:32] + _SUFFIX)
+    if target.exists():
+        return str(target)
+    shown = _without_secrets(url)
+    partial = ""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            _fetch(url, file)
+        try:
+            # What is kept is known to be a bundle: a page that says "not found" must not stay in the cache.
+            read_bundle(partial)
+        except BundleError as error:
+            raise BundleError(str(error).replace(partial, shown)) from error
+        os.replace(partial, target)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BundleError):
+            raise
+        if isinstance(error, urllib.error.URLError | ConnectionError | TimeoutError | ValueError):
+            raise BundleError(
+                f"{shown} cannot be downloaded ({one_line(error)}): check the address, or download it yourself and "
+                "give its path."
+            ) from error
+        raise BundleError(
+            f"{shown} cannot be kept in {target.parent} ({one_line(error)}): set GEOSEG_CACHE to a folder with room."
+        ) from error
+    finally:
+        if partial:
+            Path(partial).unlink(missing_ok=True)
+    return str(target)
+
+
+def _fetch(url: str, file: BinaryIO) -> None:
+    """Copy what ``url`` gives into ``file``.
+
+    Raises:
+        OSError: no connection, an error status, or fewer bytes than announced.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": f"geoseg/{__version__}"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        shutil.copyfileobj(response, file, 1 << 20)
+        announced = response.headers.get("Content-Length")
+    if announced is not None and file.tell() != int(announced):
+        raise ConnectionError(f"the connection ended after {file.tell()} of {announced} bytes")
+
+
+def _without_secrets(url: str) -> str:
+    """Return ``url`` without password and query, which may hold a token, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

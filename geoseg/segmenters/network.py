@@ -1,0 +1,371 @@
+"""Any network behind the tile interface, and the bundles that hold one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from geoseg import networks
+from geoseg.bundle import Bundle, ClassRecord, Description
+from geoseg.classes import Classes
+from geoseg.errors import BundleError, ConfigError, one_line
+from geoseg.networks.receptive_field import measure_halo
+from geoseg.normalisation import Normalisation
+from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles, normalised
+
+if TYPE_CHECKING:
+    from geoseg.scene import Scene
+
+_TILE = 1024
+# Networks that look at the whole tile depend on its size: one size for all of them, near what they are trained on.
+_FIXED_TILE = 512
+_FIXED_HALO = 128
+_LARGEST_TILE = 16384
+# Counts batches in training; inference does not read it.
+_NOT_STORED = "num_batches_tracked"
+# Of the largest score: folding changes the order of a few roundings, nothing else.
+_FOLDED_TOLERANCE = 1e-4
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NetworkState(State):
+    """The scaling measured on the scene, where the bundle brings none."""
+
+    normalisation: Normalisation | None = None
+
+
+class PlainNetwork(Segmenter):
+    """A network from pixels to scores, applied to each tile alone.
+
+    Args:
+        module: from (N, C, H, W) float to scores (N, K, H, W); of a tuple or dict the main output is taken.
+        spec: what it asks of its tiles.
+    """
+
+    def __init__(self, module: nn.Module, spec: Spec) -> None:
+        self.module = module
+        self.spec = spec
+        self._channels_last = False
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> PlainNetwork:
+        """Build the network a bundle describes and give it the bundle's weights.
+
+        Raises:
+            BundleError: this version cannot build the network, or the weights are not its weights.
+        """
+        description = bundle.description
+        settings = dict(description.settings)
+        try:
+            module = networks.create(
+                str(settings.get("name", "")),
+                in_channels=len(description.bands),
+                num_classes=len(description.classes),
+                encoder=settings.get("encoder"),
+                **dict(settings.get("options") or {}),
+            )
+        except (ConfigError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{bundle.path} asks for a network that this version of geoseg does not make: {one_line(error)}"
+            ) from error
+        load_tensors(module, bundle.tensors(), bundle.path)
+        return cls(module, spec_of(description))
+
+    def prepare(self, scene: Scene) -> NetworkState:
+        """Measure the scaling of the bands on the scene, unless the spec has one."""
+        if self.spec.normalisation is not None:
+            return NetworkState()
+        return NetworkState(normalisation=Normalisation.of(scene.statistics(), "standard"))
+
+    def place(self, device: torch.device) -> None:
+        """Make an inference copy on ``device``: batch norm folded, channels last; the module given stays as it was."""
+        module = copy.deepcopy(self.module).eval().requires_grad_(False)
+        stride = max(1, self.spec.stride)
+        side = min(self.spec.tile, -(-128 // stride) * stride)
+        module = fold_batch_norm(module, (1, len(self.spec.bands), side, side))
+        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._channels_last = True
+
+    def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
+        """Return scores (N, K, H, W) float32 for the tiles.
+
+        Raises:
+            ConfigError: nothing scales the bands, or the network's scores have another shape than they should.
+        """
+        scaling = self.spec.normalisation or getattr(state, "normalisation", None)
+        if scaling is None:
+            raise ConfigError("the network has no scaling of its bands: pass the state that prepare(scene) returned.")
+        pixels = normalised(tiles, scaling)
+        if self._channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            scores = _main_output(self.module(pixels)).float()
+        count = scores.shape[1] if self.spec.classes is None else len(self.spec.classes)
+        expected = (len(tiles), count, *pixels.shape[-2:])
+        if tuple(scores.shape) != expected:
+            raise ConfigError(f"the network gives scores of shape {tuple(scores.shape)} where {expected} belong.")
+        return scores
+
+
+def spec_of(description: Description) -> Spec:
+    """Return what the described network asks of its tiles."""
+    return Spec(
+        bands=tuple(description.bands),
+        resolution=description.resolution,
+        classes=description.class_table(),
+        tile=description.tile,
+        halo=description.halo,
+        stride=description.stride,
+        tile_exact=description.tile_exact,
+        normalisation=description.normalisation.build() if description.normalisation else None,
+    )
+
+
+def new_bundle(
+    name: str,
+    *,
+    bands: Sequence[str],
+    classes: Classes,
+    encoder: str | None = None,
+    resolution: float | None = None,
+    tile: int | None = None,
+    halo: int | Literal["auto"] = "auto",
+    seed: int = 0,
+    pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Description, dict[str, NDArray[Any]]]:
+    """Return the description and the weights of an untrained network, ready for :func:`geoseg.bundle.write_bundle`.
+
+    Equal arguments give equal weights.  The caller's random numbers are left alone.
+
+    Args:
+        name: a network of :func:`geoseg.networks.names`.
+        bands: names of the input channels in order.
+        classes: in the order of the scores' channels.
+        encoder: by default the network's own.
+        resolution: true ground metres per pixel, None for any.
+        tile: side in pixels; by default 1024 or more for a network whose tiles are exact, else 512.
+        halo: pixels; ``"auto"`` measures it on the network (:func:`geoseg.networks.receptive_field.measure_halo`).
+        seed: of the random weights.
+        pretrained: start the encoder from ImageNet weights, which are downloaded.
+        options: what else the network's builder takes; plain JSON values.
+
+    Raises:
+        ConfigError: a name, option or size is refused, or weights cannot be downloaded.
+    """
+    given = _plain(options or {})
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = networks.create(
+            name,
+            in_channels=len(bands),
+            num_classes=len(classes),
+            encoder=encoder,
+            pretrained=pretrained,
+            **given,
+        )
+    info = networks.info(name)
+    stride = int(getattr(module, "stride", info.stride))
+    reach = measure_halo(module, len(bands), stride)
+    exact = info.tile_exact and reach.bounded
+    measured = reach.radius if exact else min(reach.radius, _FIXED_HALO)
+    halo_px, tile_px = _sizes(tile, measured if halo == "auto" else halo, stride, exact)
+    description = Description(
+        method="network",
+        settings={"name": name, "encoder": encoder or info.encoder, "options": given},
+        bands=list(bands),
+        resolution=resolution,
+        classes=[ClassRecord(**record) for record in classes.as_dicts()],
+        tile=tile_px,
+        halo=halo_px,
+        stride=stride,
+        tile_exact=exact,
+    )
+    return description, tensors_of(module)
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as they come back from a bundle's JSON.
+
+    Raises:
+        ConfigError: one has no place in JSON, or is an argument of its own.
+    """
+    own = sorted({"name", "in_channels", "num_classes", "encoder", "pretrained"} & options.keys())
+    if own:
+        raise ConfigError(f"{own[0]} is no option of a network: it is an argument of its own.")
+    try:
+        record: dict[str, Any] = json.loads(json.dumps(dict(options), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the options {dict(options)!r} cannot be kept in a bundle ({one_line(error)}): "
+            "use numbers, text, lists and true or false."
+        ) from error
+    return record
+
+
+def _sizes(tile: int | None, halo: int, stride: int, exact: bool) -> tuple[int, int]:
+    """Return halo and tile in pixels, both multiples of the stride.
+
+    Raises:
+        ConfigError: negative, too large, or a tile without a core.
+    """
+    if halo < 0:
+        raise ConfigError(f"the halo is {halo} pixels: it cannot be negative.")
+    halo = -(-halo // stride) * stride
+    if tile is None:
+        # At least half of each side is core: with less, most of the work would be thrown away.
+        tile = max(_TILE, 4 * halo) if exact else max(_FIXED_TILE, 4 * halo)
+        tile = -(-tile // stride) * stride
+    if tile % stride:
+        raise ConfigError(
+            f"the tile is {tile} pixels, which the network's stride {stride} does not divide: "
+            f"use {-(-tile // stride) * stride}."
+        )
+    if not 2 * halo < tile <= _LARGEST_TILE:
+        raise ConfigError(
+            f"a tile of {tile} pixels does not fit a halo of {halo}: use more than {2 * halo} and at most "
+            f"{_LARGEST_TILE} pixels."
+        )
+    return halo, tile
+
+
+def tensors_of(module: nn.Module) -> dict[str, NDArray[Any]]:
+    """Return the weights and statistics of a network as numpy arrays, by their names in the state dict."""
+    return {
+        name: value.detach().cpu().numpy().copy()
+        for name, value in module.state_dict().items()
+        if not name.endswith(_NOT_STORED)
+    }
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, NDArray[Any]], path: str) -> None:
+    """Give ``module`` the weights of ``tensors``, all of them and no others.
+
+    Raises:
+        BundleError: some are missing, left over, or of another shape; ``path`` names the file in the message.
+    """
+    own = {name: value for name, value in module.state_dict().items() if not name.endswith(_NOT_STORED)}
+    given = {name: value for name, value in tensors.items() if not name.endswith(_NOT_STORED)}
+    faults = []
+    if missing := sorted(own.keys() - given.keys()):
+        faults.append(f"lacks {_some(missing)}")
+    if unexpected := sorted(given.keys() - own.keys()):
+        faults.append(f"has {_some(unexpected)}, which the network does not")
+    faults += [
+        f"has {name} of shape {given[name].shape} where {tuple(own[name].shape)} belongs"
+        for name in sorted(own.keys() & given.keys())
+        if tuple(own[name].shape) != given[name].shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more faults" if len(faults) > 3 else ""
+        raise BundleError(f"{path} {'; '.join(faults[:3])}{more}: its weights belong to another network.")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(torch.from_numpy(np.ascontiguousarray(given[name]).reshape(value.shape)))
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _main_output(output: Any) -> torch.Tensor:
+    """Return the scores among what a network returned: a tensor, the first of a tuple, or ``out`` of a dict."""
+    if isinstance(output, Mapping):
+        output = output["out"] if "out" in output else next(iter(output.values()))
+    while isinstance(output, tuple | list):
+        output = output[0]
+    if not isinstance(output, torch.Tensor):
+        raise ConfigError(f"the network returns {type(output).__name__} where scores (N, K, H, W) belong.")
+    return output
+
+
+def fold_batch_norm(module: nn.Module, shape: tuple[int, int, int, int]) -> nn.Module:
+    """Merge every batch norm into the convolution whose output it takes, in place, and return the module.
+
+    The pairs are found by watching one pass over random input of ``shape`` (N, C, H, W): a batch norm whose input is
+    the very tensor a convolution returned, each of them called once.  A second pass checks the result; where the
+    scores are not the same to rounding, or the network cannot take the input, an unfolded copy is returned.
+    """
+    before = copy.deepcopy(module)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(_device(module))
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            expected, pairs = _convolutions_before_norms(module, pixels)
+            if not pairs:
+                return module
+            for convolution, norm in pairs:
+                _merge(convolution, norm)
+            merged = {norm for _, norm in pairs}
+            for parent in list(module.modules()):
+                for name, child in parent.named_children():
+                    if child in merged:
+                        setattr(parent, name, _remainder(child))
+            difference = (_main_output(module(pixels)) - expected).abs().max()
+    except Exception:  # a network that is odd enough to break here works unfolded
+        logger.debug("batch norm is not folded", exc_info=True)
+        return before
+    if not difference <= _FOLDED_TOLERANCE * expected.abs().max():
+        logger.debug("batch norm is not folded: scores would differ by %g", float(difference))
+        return before
+    return module
+
+
+def _convolutions_before_norms(
+    module: nn.Module, pixels: torch.Tensor
+) -> tuple[torch.Tensor, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
+    """Return the scores for ``pixels``, and the convolutions with the batch norm that alone takes their output."""
+    calls: Counter[nn.Module] = Counter()
+    outputs: dict[int, tuple[nn.Conv2d, torch.Tensor, int]] = {}
+    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def watch(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[layer] += 1
+        if isinstance(layer, nn.Conv2d):
+            # Holding the tensor keeps its id from being given to another.
+            outputs[id(output)] = (layer, output, output._version)
+        elif isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and inputs:
+            convolution, tensor, version = outputs.get(id(inputs[0]), (None, None, 0))
+            # Another version is the same tensor after an operation in place, such as ReLU.
+            if convolution is not None and tensor is not None and tensor._version == version:
+                found.append((convolution, layer))
+
+    watched = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    handles = [layer.register_forward_hook(watch) for layer in watched]
+    try:
+        scores = _main_output(module(pixels))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scores, [pair for pair in found if all(calls[layer] == 1 for layer in pair)]
+
+
+def _merge(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _remainder(norm: nn.Module) -> nn.Module:
+    """Return what a merged batch norm still has to do: nothing, or in timm's variant its dropout and activation."""
+    kept = [layer for name in ("drop", "act") if isinstance(layer := getattr(norm, name, None), nn.Module)]
+    kept = [layer for layer in kept if not isinstance(layer, nn.Identity)]
+    return nn.Identity() if not kept else kept[0] if len(kept) == 1 else nn.Sequential(*kept)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

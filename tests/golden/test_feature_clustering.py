@@ -1,0 +1,143 @@
+"""Feature clustering against the authors' network and loss lines (golden run in float64)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from geoseg.networks.feature_clustering import FeatureClusteringNet
+from geoseg.segmenters.clustering_fit import UNLABELLED, continuity_loss, scribble_loss, similarity_loss
+
+pytestmark = pytest.mark.golden
+CLEAR = 1e-3  # labels are compared where the best response leads by more than this
+# The references are rounded to float32 and our run is in float32: both deviate by their manifest's figures at most.
+LOSS = 1e-5
+
+
+@pytest.fixture(scope="module")
+def reference(golden):
+    return golden("feature_clustering")
+
+
+@pytest.fixture
+def network(reference, weights):
+    config = reference.config
+    made = FeatureClusteringNet(config["in_channels"], config["nChannel"], config["nConv"])
+    return weights.fill_weights(made, int(reference["seed"]))
+
+
+@pytest.fixture
+def pixels(reference, weights):
+    return weights.golden_input(tuple(reference["input_shape"].tolist()), int(reference["seed"]))
+
+
+def terms(response, mu, counted=None):
+    """Similarity, both continuities, and their total at continuity weight ``mu``."""
+    similarity = similarity_loss(response, response.argmax(1), counted)
+    down, across = continuity_loss(response)
+    return torch.stack([similarity, down, across, similarity + mu * (down + across)])
+
+
+def thinned(response):
+    """The values the references keep of a response."""
+    return response[0, :: max(1, response.shape[1] // 10), ::8, ::8].detach().numpy()
+
+
+def gradient_norms(network):
+    return np.array([float(parameter.grad.double().norm()) for parameter in network.parameters()])
+
+
+def compare_gradients(found, expected):
+    # A bias in front of a batch norm has no gradient but rounding, so those are compared absolutely.
+    nothing = expected < 1e-12
+    np.testing.assert_allclose(found[~nothing], expected[~nothing], rtol=1e-4)
+    assert (found[nothing] < 1e-5).all()
+
+
+def test_parameters_have_the_authors_names_and_shapes(reference, network):
+    expected = {entry["name"]: tuple(entry["shape"]) for entry in reference.manifest["state_dict"]}
+    assert {name: tuple(value.shape) for name, value in network.state_dict().items()} == expected
+    assert [name for name, _ in network.named_parameters()] == reference.manifest["parameter_names"]
+    assert sum(parameter.numel() for parameter in network.parameters()) == reference.manifest["parameters"]
+
+
+def test_first_step(reference, network, pixels):
+    network.train()
+    response = network(pixels)
+    found = terms(response, reference.config["mu"])
+    np.testing.assert_allclose(found.detach().numpy(), reference["loss_step0"], rtol=LOSS, atol=LOSS)
+    labels = response.argmax(1)[0].numpy()
+    assert len(np.unique(labels)) == reference["nlabels_step0"]
+    clear = reference["train_margin"] > CLEAR
+    np.testing.assert_array_equal(labels[clear], reference["train_labels"][clear])
+    np.testing.assert_allclose(thinned(response), reference["train_sample"], rtol=1e-5, atol=1e-5)
+    best = response.detach()[0].topk(2, dim=0).values
+    np.testing.assert_allclose((best[0] - best[1]).numpy(), reference["train_margin"], atol=2e-5)
+
+    found[-1].backward()
+    compare_gradients(gradient_norms(network), reference["grad_norms"])
+    step = max(1, reference.config["nChannel"] // 10)
+    for layer, expected, cut in (
+        (network.conv3, reference["grad_conv3_sample"], lambda g: g[::step, ::step, 0, 0]),
+        (network.conv1, reference["grad_conv1_sample"], lambda g: g[::step]),
+    ):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(cut(layer.weight.grad).numpy() / scale, expected / scale, atol=1e-4)
+
+
+def test_training_steps_and_running_statistics(reference, network, pixels):
+    network.train()
+    config = reference.config
+    optimizer = torch.optim.SGD(network.parameters(), lr=config["lr"], momentum=config["momentum"])
+    expected = reference["losses_after_steps_1_to_3"]
+    rows = []
+    for step in range(len(expected) + 1):
+        response = network(pixels)
+        found = terms(response, config["mu"])
+        labels = response.argmax(1)[0].numpy()
+        rows.append([*found.detach().tolist(), len(np.unique(labels))])
+        if step == 1:
+            clear = reference["margin_after_step1"] > CLEAR
+            np.testing.assert_array_equal(labels[clear], reference["labels_after_step1"][clear])
+        optimizer.zero_grad()
+        found[-1].backward()
+        optimizer.step()
+    rows = np.array(rows[1:])
+    np.testing.assert_allclose(rows[:, :4], expected[:, :4], atol=1e-4, rtol=1e-5)
+    np.testing.assert_array_equal(rows[:, 4], expected[:, 4])
+    for found, name in ((network.bn3.running_mean, "mean"), (network.bn3.running_var, "var")):
+        np.testing.assert_allclose(found.numpy(), reference[f"bn3_running_{name}_after"], rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_mode(reference, network, pixels):
+    with torch.no_grad():
+        response = network(pixels)
+    best = response[0].topk(2, dim=0).values
+    clear = (best[0] - best[1]).numpy() > CLEAR
+    np.testing.assert_array_equal(response.argmax(1)[0].numpy()[clear], reference["eval_labels"][clear])
+    np.testing.assert_allclose(thinned(response), reference["eval_sample"], rtol=1e-5, atol=1e-5)
+    whole = response.double()
+    np.testing.assert_allclose([whole.mean(), whole.std(correction=0)], reference["eval_mean_std"], rtol=1e-4)
+
+
+def test_scribbles(reference, network, pixels):
+    network.train()
+    config = reference.config
+    scribbles = torch.from_numpy(reference["scribble"])[None]
+    response = network(pixels)
+    scribbled = scribble_loss(response, scribbles)
+    similarity, down, across, total = terms(response, config["mu"], scribbles == UNLABELLED)
+    total = total + config["nu"] * scribbled
+    found = torch.stack([similarity, scribbled, down, across, total]).detach().numpy()
+    np.testing.assert_allclose(found, reference["scribble_losses"], rtol=LOSS, atol=LOSS)
+    total.backward()
+    compare_gradients(gradient_norms(network), reference["scribble_grad_norms"])
+
+
+def test_batch_of_two(reference, network, weights):
+    network.train()
+    shape = (2, *reference["input_shape"].tolist()[1:])
+    response = network(weights.golden_input(shape, int(reference["seed"]) + 1))
+    found = terms(response, reference.config["mu"]).detach().numpy()
+    np.testing.assert_allclose(found, reference["batch2_losses"], rtol=LOSS, atol=LOSS)
