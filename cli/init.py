@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -55,13 +55,14 @@ def command(
     check_place(model, overwrite)
     if halo != "auto" and not halo.isdigit():
         raise click.BadParameter(f"{halo!r} is neither a number of pixels nor 'auto'.", param_hint="--halo")
+    reach: int | Literal["auto"] = "auto" if halo == "auto" else int(halo)
     names = [f"band {i + 1}" for i in range(int(bands))] if bands.isdigit() else [b.strip() for b in bands.split(",")]
     description, tensors = new_bundle(
         network,
         bands=names,
         classes=Classes.parse(classes),
         encoder=encoder,
-        halo=halo if halo == "auto" else int(halo),
+        halo=reach,
         options=dict(_setting(text) for text in settings),
         **options,
     )

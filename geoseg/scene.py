@@ -15,7 +15,6 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform
 from rasterio.windows import Window as RasterioWindow
@@ -34,6 +33,7 @@ from geoseg.source import (
     refuse_truncated,
     resolve,
 )
+from geoseg.warp import Warp, open_warped
 
 if TYPE_CHECKING:
     from geoseg.normalisation import Statistics
@@ -52,14 +52,6 @@ class Pixels:
     data: NDArray[Any]
     valid: NDArray[np.bool_]
     window: Window
-
-
-@dataclass(frozen=True)
-class Warp:
-    """How the file is brought to a grid other than its own: overview to start from, and source pixels per pixel."""
-
-    overview_level: int | None
-    ratio: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -186,41 +178,12 @@ class Scene:
     def _dataset(self) -> rasterio.DatasetReader | WarpedVRT:
         dataset = getattr(self._open, "dataset", None)
         if dataset is None:
-            dataset = self._open_warped() if self.warp else open_raster(self.path)
+            if self.warp is None:
+                dataset = open_raster(self.path)
+            else:
+                dataset = open_warped(self.path, self.geobox, self.warp, self.nodata, has_alpha=self.alpha is not None)
             self._open.dataset = dataset
         return dataset
-
-    def _open_warped(self) -> WarpedVRT:
-        assert self.warp is not None
-        level = self.warp.overview_level
-        source = open_raster(self.path)
-        factor = 1.0
-        if level is not None:
-            overview = open_raster(self.path, OVERVIEW_LEVEL=level)
-            factor = source.width / overview.width
-            source.close()
-            source = overview
-        nodata = next((value for value in self.nodata if value is not None), None)
-        gcp_crs = source.gcps[1]
-        options: dict[str, Any] = {} if source.crs else {"src_crs": gcp_crs}
-        if nodata is not None:
-            options.update(src_nodata=nodata, nodata=nodata, UNIFIED_SRC_NODATA="YES")
-        elif self.alpha is None:
-            options.update(add_alpha=True)
-        # A transformer exact to a millionth of a pixel (rasterio 1.4 fails on 0) and a fixed kernel scale: a pixel then
-        # does not depend on the window that is read.
-        return WarpedVRT(
-            source,
-            crs=rasterio.crs.CRS.from_wkt(projection(self.geobox).to_wkt()),
-            transform=self.geobox.affine,
-            height=self.shape[0],
-            width=self.shape[1],
-            resampling=Resampling.bilinear,
-            tolerance=1e-6,
-            XSCALE=str(min(1.0, factor / self.warp.ratio[0])),
-            YSCALE=str(min(1.0, factor / self.warp.ratio[1])),
-            **options,
-        )
 
     def on_grid(self, geobox: GeoBox) -> Scene:
         """Return the same source seen through another grid, read lazily, from an overview where that is coarser.

@@ -88,32 +88,31 @@ def vector_legend(renderer):
             )
         return renderer.classAttribute(), rows
     if kind == "graduatedSymbol":
-        for rng in renderer.ranges():
-            rows.append(
-                {"value": [rng.lowerValue(), rng.upperValue()], "label": rng.label(), **colour(rng.symbol().color())}
-            )
+        rows = [
+            {"value": [r.lowerValue(), r.upperValue()], "label": r.label(), **colour(r.symbol().color())}
+            for r in renderer.ranges()
+        ]
         return renderer.classAttribute(), rows
     if kind == "singleSymbol":
         rows.append({"value": None, "label": "", **colour(renderer.symbol().color())})
         return None, rows
     if kind == "RuleRenderer":
-        for rule in renderer.rootRule().children():
-            rows.append({"value": rule.filterExpression(), "label": rule.label(), **colour(rule.symbol().color())})
+        rows = [
+            {"value": r.filterExpression(), "label": r.label(), **colour(r.symbol().color())}
+            for r in renderer.rootRule().children()
+        ]
     return None, rows
 
 
 def raster_legend(renderer):
     kind = renderer.type()
-    rows = []
     if kind == "paletted":
-        for cls in renderer.classes():
-            rows.append({"value": cls.value, "label": cls.label, **colour(cls.color)})
-        return renderer.band(), rows
-    if kind == "singlebandpseudocolor":
-        for item in renderer.shader().rasterShaderFunction().colorRampItemList():
-            rows.append({"value": item.value, "label": item.label, **colour(item.color)})
-        return renderer.band(), rows
-    return None, rows
+        items = renderer.classes()
+    elif kind == "singlebandpseudocolor":
+        items = renderer.shader().rasterShaderFunction().colorRampItemList()
+    else:
+        return None, []
+    return renderer.band(), [{"value": item.value, "label": item.label, **colour(item.color)} for item in items]
 
 
 def describe(layer, core, style_loaded):
@@ -141,7 +140,8 @@ def describe(layer, core, style_loaded):
             name = core.QgsWkbTypes.displayString(geom.wkbType())
             kinds[name] = kinds.get(name, 0) + 1
             invalid += not geom.isGeosValid()
-        attr, rows = vector_legend(layer.renderer())
+        renderer = layer.renderer()  # none where the file does not tell its geometry type
+        attr, rows = vector_legend(renderer) if renderer else (None, [])
         info.update(
             kind="vector",
             features=layer.featureCount(),
@@ -149,7 +149,7 @@ def describe(layer, core, style_loaded):
             geometry=kinds,
             invalid_geometries=invalid,
             empty_geometries=empty,
-            renderer=layer.renderer().type(),
+            renderer=renderer.type() if renderer else None,
             attribute=attr,
             legend=rows,
         )
@@ -230,17 +230,8 @@ def render(core, gui, qtcore, layers, args, report):
     }
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    try:
-        from qgis import core
-        from qgis.PyQt import QtCore, QtGui
-    except ImportError as exc:
-        print(json.dumps({"error": f"python3-qgis is not importable here: {exc}"}))
-        return 3
-    app = core.QgsApplication([], False)
-    app.initQgis()
-    report = {"qgis": core.Qgis.QGIS_VERSION, "layers": []}
+def open_files(core, args, report):
+    """Open what the command line names, describe it in ``report``, and return the valid layers."""
     layers = []
 
     def add(layer, style_loaded):
@@ -267,31 +258,55 @@ def main(argv=None):
             for layer in core.QgsLayerDefinition.loadLayerDefinitionLayers(src):
                 add(layer, True)
         else:
-            project = core.QgsProject.instance()
-            if not project.read(src):
-                report["layers"].append(
-                    {"source": src, "valid": False, "error": project.error() or "unreadable project"}
-                )
-                continue
-            report["project"] = {"title": project.title(), "crs": project.crs().authid()}
-            for node in project.layerTreeRoot().findLayers():
-                layer = node.layer()
-                if layer is None:
-                    report["layers"].append({"name": node.name(), "valid": False, "error": "layer not resolved"})
-                    continue
-                report["layers"].append(describe(layer, core, True))
-                if layer.isValid():
-                    layers.append(layer)
+            layers += open_project(core, src, report)
+    return layers
 
+
+def open_project(core, src, report):
+    """Open a project, describe its layers in ``report``, and return the valid ones."""
+    project = core.QgsProject.instance()
+    if not project.read(src):
+        report["layers"].append({"source": src, "valid": False, "error": project.error() or "unreadable project"})
+        return []
+    report["project"] = {"title": project.title(), "crs": project.crs().authid()}
+    layers = []
+    for node in project.layerTreeRoot().findLayers():
+        layer = node.layer()
+        if layer is None:
+            report["layers"].append({"name": node.name(), "valid": False, "error": "layer not resolved"})
+            continue
+        report["layers"].append(describe(layer, core, True))
+        if layer.isValid():
+            layers.append(layer)
+    return layers
+
+
+def unmet(expectations, report):
+    """Return the ``--expect`` conditions that a layer does not meet."""
+    pairs = [condition.partition("=")[::2] for condition in expectations]
+    return [
+        {"layer": entry.get("name"), "key": key, "want": want, "got": entry.get(key)}
+        for key, want in pairs
+        for entry in report["layers"]
+        if str(entry.get(key)).lower() != want.lower()
+    ]
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        from qgis import core
+        from qgis.PyQt import QtCore, QtGui
+    except ImportError as exc:
+        print(json.dumps({"error": f"python3-qgis is not importable here: {exc}"}))
+        return 3
+    app = core.QgsApplication([], False)
+    app.initQgis()
+    report = {"qgis": core.Qgis.QGIS_VERSION, "layers": []}
+    layers = open_files(core, args, report)
     if args.png and layers:
         render(core, QtGui, QtCore, layers, args, report)
-
-    failures = []
-    for cond in args.expect:
-        key, _, want = cond.partition("=")
-        for entry in report["layers"]:
-            if str(entry.get(key)).lower() != want.lower():
-                failures.append({"layer": entry.get("name"), "key": key, "want": want, "got": entry.get(key)})
+    failures = unmet(args.expect, report)
     if failures:
         report["failed_expectations"] = failures
     all_valid = bool(report["layers"]) and all(e["valid"] for e in report["layers"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from geoseg.engine.mosaic import write_mosaic
 from geoseg.engine.plan import CONFIDENCE_NODATA, Plan
@@ -80,7 +80,16 @@ class Outputs:
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of the outputs, polygons first."""
-        return tuple(str(path) for path in (self.polygons, self.labels, self.confidence) if path is not None)
+        return tuple(str(path) for path, _ in self.kinds())
+
+    def kinds(self) -> list[tuple[Path, Literal["polygons", "labels", "confidence"]]]:
+        """Return the outputs with what each shows, polygons first."""
+        named: tuple[tuple[Path | None, Literal["polygons", "labels", "confidence"]], ...] = (
+            (self.polygons, "polygons"),
+            (self.labels, "labels"),
+            (self.confidence, "confidence"),
+        )
+        return [(path, kind) for path, kind in named if path is not None]
 
 
 def assemble(
@@ -88,12 +97,15 @@ def assemble(
 ) -> tuple[tuple[str, ...], int | None]:
     """Write the outputs from the finished chunks; returns their paths and the number of polygons (None: no polygons).
 
+    Several outputs get a ``.qlr`` beside them, which opens all of them in QGIS.
+
     Memory is bounded by the chunk.  Files appear under their names only when they are complete.
 
     Raises:
         OutputError: an output cannot be written.
     """
     from geoseg.outputs.cog import write_confidence_cog, write_label_cog
+    from geoseg.outputs.qgis import Layer, write_layer_definition
 
     layers = [("Byte", plan.classes.nodata), ("UInt16", CONFIDENCE_NODATA)]
     mosaic = write_mosaic(store, plan.source.geobox, "mosaic.vrt", layers)
@@ -116,7 +128,13 @@ def assemble(
         _tell(progress, "writing confidence", 0)
         write_confidence_cog(mosaic, outputs.confidence, band=2)
         _tell(progress, "writing confidence", 1)
-    return outputs.files, count
+    files = outputs.files
+    if len(files) > 1:
+        definition = Path(files[0]).with_suffix(".qlr")
+        crs = projection(plan.source.geobox)
+        write_layer_definition(definition, [Layer(Path(f), kind, crs, plan.classes) for f, kind in outputs.kinds()])
+        files += (str(definition),)
+    return files, count
 
 
 def _tell(progress: Progress | None, stage: str, done: int) -> None:

@@ -48,7 +48,7 @@ def cluster(
         SceneError, ConfigError, OutputError: bad input, before any work.
         RunError: the run could not be finished; the same call goes on from there.
     """
-    from geoseg.segmenters.clustering import FeatureClustering, save
+    from geoseg.segmenters.clustering import ClusteringState, FeatureClustering, save
     from geoseg.segmenters.clustering_fit import ClusteringSettings
 
     if method not in METHODS:
@@ -61,6 +61,6 @@ def cluster(
     segmenter = FeatureClustering(settings or ClusteringSettings(), bands=own.band_names)
     chosen = augmented(segmenter) if options.tta else segmenter
     plan, notes = make_plan(own, outputs, chosen, chosen, options, progress)
-    if save_model is not None:
+    if save_model is not None and isinstance(plan.state, ClusteringState):
         save(plan.state, save_model, overwrite=options.overwrite)
     return execute(plan, outputs, options, notes, progress)

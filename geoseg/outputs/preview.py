@@ -51,9 +51,10 @@ def write_preview(
     _, height, width = pixels.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with staged(Path(out)) as place, rasterio.open(
-            place, "w", driver="PNG", dtype="uint8", count=3, height=height, width=width
-        ) as file:
+        with (
+            staged(Path(out)) as place,
+            rasterio.open(place, "w", driver="PNG", dtype="uint8", count=3, height=height, width=width) as file,
+        ):
             file.write(pixels)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sqlite3
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ Kind = Literal["polygons", "labels", "confidence"]
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _VERSION = "3.22.0"
 _LONLAT_SUFFIXES = {".geojson", ".geojsonl", ".geojsons", ".ndjson"}
+_RESERVED = re.compile(r"gpkg_|sqlite_|rtree_|layer_styles$|\d", re.I)
 # From doubtful to sure, after the sequential scheme YlGnBu; light ends stay visible on white.
 _CONFIDENCE_RAMP = ((0.0, "#ffffcc"), (0.25, "#a1dab4"), (0.5, "#41b6c4"), (0.75, "#2c7fb8"), (1.0, "#253494"))
 
@@ -85,6 +87,16 @@ def write_label_style(path: str | os.PathLike[str], classes: Classes, beside: st
 def write_confidence_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
     """Write the style of the confidence raster ``path`` beside it; see :func:`write_vector_style`."""
     return _write_style(Path(path), _pipe(_confidence_renderer(1)), Path(beside or path))
+
+
+def layer_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of the layer in ``path``: the file's stem as a plain identifier.
+
+    >>> layer_name("runs/2024 fields.gpkg")
+    'polygons_2024_fields'
+    """
+    name = re.sub(r"\W+", "_", Path(path).stem).strip("_")
+    return f"polygons_{name}" if _RESERVED.match(name) else name or "polygons"
 
 
 def write_layer_definition(path: str | os.PathLike[str], layers: Sequence[Layer]) -> None:
@@ -262,7 +274,8 @@ def _source(layer: Layer, folder: Path) -> str:
         name = "./" + layer.path.absolute().relative_to(folder.absolute()).as_posix()
     except ValueError:
         name = str(layer.path.absolute())
-    return name
+    # A GeoPackage also holds the table of its styles.
+    return f"{name}|layername={layer_name(layer.path)}" if layer.path.suffix.lower() == ".gpkg" else name
 
 
 def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider: str) -> ET.Element:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import shapely
 
 from geoseg.errors import OutputError
 from geoseg.outputs.attributes import COLUMNS, Attributes
-from geoseg.outputs.qgis import add_layer_style
+from geoseg.outputs.qgis import add_layer_style, layer_name
 from geoseg.vector.features import Features
 
 if TYPE_CHECKING:
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
 TIMESTAMP = "2000-01-01T00:00:00.000Z"
 # Readers with GDAL 3.6, such as QGIS 3.22, warn about 1.4.
 _GPKG_VERSION = "1.3"
-_RESERVED = re.compile(r"gpkg_|sqlite_|rtree_|layer_styles$|\d", re.I)
-
-
-def layer_name(path: str | os.PathLike[str]) -> str:
-    """Return the name of the layer in ``path``: the file's stem as a plain identifier.
-
-    >>> layer_name("runs/2024 fields.gpkg")
-    'polygons_2024_fields'
-    """
-    name = re.sub(r"\W+", "_", Path(path).stem).strip("_")
-    return f"polygons_{name}" if _RESERVED.match(name) else name or "polygons"
 
 
 class _Rows:
@@ -113,7 +101,8 @@ class GeoPackage:
 class FlatGeobuf:
     """A FlatGeobuf under construction.
 
-    Its index comes before its rows, so the rows wait in a table beside it and are streamed from there in the end.
+    Its index comes before its rows, so the rows wait in a table beside it and are streamed from there in the end.  GDAL
+    holds that index in memory: about 200 bytes a polygon.
     """
 
     def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:

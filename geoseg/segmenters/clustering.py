@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Final
@@ -35,7 +36,6 @@ from geoseg.segmenters.clustering_fit import (
     draw_sample,
     freeze,
     merge,
-    reproducible,
     train,
 )
 from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles, normalised
@@ -238,10 +238,11 @@ def fit(scene: Scene, settings: ClusteringSettings, progress: Progress | None = 
         min(max((mean - offset) / scale, 0.0), 1.0)
         for mean, offset, scale in zip(statistics.mean, scaling.offset, scaling.scale, strict=True)
     )
-    tiles = draw_sample(scene, settings)
-    network = FeatureClusteringNet.seeded(len(fill), settings.channels, settings.convolutions, settings.seed)
-    figures: dict[str, Any] = {"sample_pixels": int(tiles.valid.sum())}
-    with reproducible(settings.threads):
+    figures: dict[str, Any] = {}
+    with _reproducible(settings.threads):
+        tiles = draw_sample(scene, settings)
+        figures["sample_pixels"] = int(tiles.valid.sum())
+        network = FeatureClusteringNet.seeded(len(fill), settings.channels, settings.convolutions, settings.seed)
         pixels = _network_input(tiles, scaling, fill)
         deviation = pixels.movedim(1, -1)[tiles.valid].to(torch.float64).std(dim=0, correction=0)
         if bool((deviation < _LEAST_DEVIATION).all()):
@@ -286,6 +287,21 @@ def _settled(
         freeze(network, sample)
         found = census(network, sample)
     return found
+
+
+@contextmanager
+def _reproducible(threads: int) -> Iterator[None]:
+    """Compute deterministically inside the block, with gradients and with a fixed number of threads; then restore."""
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
+        torch.set_num_threads(before[0])
 
 
 def to_description(state: ClusteringState, *, licence: str = "not stated") -> Description:

@@ -12,8 +12,8 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from geoseg.segmenters.interface import Tiles
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+Corner = tuple[int, int]
 UNLABELLED = 255
 _OVERVIEW_SIDE = 1024
 _EARLIER = 8
@@ -96,10 +97,8 @@ class ClusteringSettings:
             "batch",
             "threads",
         )
-        for name in (*counts, "target_segments"):
+        for name in (*counts, *(["target_segments"] if self.target_segments is not None else [])):
             value = getattr(self, name)
-            if value is None and name == "target_segments":
-                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}: feature clustering needs a whole number of at least 1.")
         for name in ("learning_rate", "momentum", "similarity", "continuity", "scribble"):
@@ -212,18 +211,19 @@ def draw_sample(scene: Scene, settings: ClusteringSettings) -> Tiles:
     height, width = (min(settings.fit_tile_size, side) for side in scene.shape)
     parts = _parts(scene.shape, (height, width), settings)
     chosen: list[Pixels] = []
-    looks = 0
+    looks, before = 0, -1
     # In a scene with little data every place is looked at until one has some; after that, patience ends.
-    while any(parts) and (not chosen or looks < _LOOKS * settings.fit_tiles):
+    while looks > before and (not chosen or looks < _LOOKS * settings.fit_tiles):
+        before = looks
         for part in parts:
             best, share = None, 0.0
-            for _ in range(min(_LOOKS, len(part))):
-                if share >= _ENOUGH_VALID:
-                    break
-                pixels = scene.read(Window(*part.popleft(), height, width))
+            for corner in islice(part, _LOOKS):
+                pixels = scene.read(Window(*corner, height, width))
                 looks += 1
                 valid = float(pixels.valid.mean())
                 best, share = (pixels, valid) if valid > share else (best, share)
+                if share >= _ENOUGH_VALID:
+                    break
             chosen += [best] if best is not None else []
             if len(chosen) == settings.fit_tiles:
                 return _stacked(chosen)
@@ -232,22 +232,21 @@ def draw_sample(scene: Scene, settings: ClusteringSettings) -> Tiles:
     return _stacked(chosen)
 
 
-def _parts(shape: tuple[int, int], tile: tuple[int, int], settings: ClusteringSettings) -> list[deque[tuple[int, int]]]:
+def _parts(shape: tuple[int, int], tile: tuple[int, int], settings: ClusteringSettings) -> list[Iterator[Corner]]:
     """Return, for each part of the scene, the upper left corners of its places; parts and places in drawn order."""
     rng = np.random.Generator(np.random.PCG64(settings.seed))
     across = math.isqrt(settings.fit_tiles)
     strata = []
     axes = zip(shape, tile, (across, math.ceil(settings.fit_tiles / across)), strict=True)
     for size, side, count in axes:
-        places = math.ceil(size / side)
-        starts = np.round(np.linspace(0, size - side, places)).astype(int) if places > 1 else np.zeros(1, int)
+        starts = np.round(np.linspace(0, size - side, math.ceil(size / side))).astype(int)
         strata.append([part for part in np.array_split(starts, count) if len(part)])
-    parts = []
-    for rows in strata[0]:
-        for cols in strata[1]:
-            order = rng.permutation(len(rows) * len(cols))
-            parts.append(deque((int(rows[i // len(cols)]), int(cols[i % len(cols)])) for i in order))
+    parts = [_drawn(rows, cols, rng.permutation(len(rows) * len(cols))) for rows in strata[0] for cols in strata[1]]
     return [parts[i] for i in rng.permutation(len(parts))]
+
+
+def _drawn(rows: NDArray[np.int_], cols: NDArray[np.int_], order: NDArray[np.int_]) -> Iterator[Corner]:
+    return ((int(rows[i // len(cols)]), int(cols[i % len(cols)])) for i in order)
 
 
 def _stacked(pixels: Sequence[Pixels]) -> Tiles:
@@ -299,15 +298,15 @@ def train(
             total.backward()
             optimizer.step()
             step, loss = step + 1, float(total.detach())
-            if progress is not None:
-                progress(step, settings.iterations)
             if step == settings.iterations:
                 break
+            if progress is not None:
+                progress(step, settings.iterations)
         labels = int(seen.sum())
         logger.info("step %d of at most %d: %d labels, loss %.4f", step, settings.iterations, labels, loss)
         if labels <= enough:
             break
-    if progress is not None and step < settings.iterations:
+    if progress is not None:
         progress(settings.iterations, settings.iterations)
     return Training(step, labels, loss, tuple(earlier))
 
@@ -390,18 +389,3 @@ def merge(sizes: NDArray[np.int64], means: NDArray[np.float64], target: int | No
     for number, group in enumerate(order):
         table[members[group]] = number
     return table
-
-
-@contextmanager
-def reproducible(threads: int) -> Iterator[None]:
-    """Compute deterministically inside the block, with gradients and with a fixed number of threads; then restore."""
-    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
-        torch.set_num_threads(before[0])

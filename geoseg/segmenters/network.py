@@ -20,7 +20,7 @@ from geoseg import networks
 from geoseg.bundle import Bundle, ClassRecord, Description
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError, one_line
-from geoseg.networks.receptive_field import measure_halo
+from geoseg.networks.receptive_field import is_bounded, measure_halo
 from geoseg.normalisation import Normalisation
 from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles, normalised
 
@@ -179,10 +179,8 @@ def new_bundle(
         )
     info = networks.info(name)
     stride = int(getattr(module, "stride", info.stride))
-    reach = measure_halo(module, len(bands), stride)
-    exact = info.tile_exact and reach.bounded
-    measured = reach.radius if exact else min(reach.radius, _FIXED_HALO)
-    halo_px, tile_px = _sizes(tile, measured if halo == "auto" else halo, stride, exact)
+    wanted, exact = _reach(module, len(bands), stride, halo, info.tile_exact)
+    halo_px, tile_px = _sizes(tile, wanted, stride, exact)
     description = Description(
         method="network",
         settings={"name": name, "encoder": encoder or info.encoder, "options": given},
@@ -195,6 +193,17 @@ def new_bundle(
         tile_exact=exact,
     )
     return description, tensors_of(module)
+
+
+def _reach(
+    module: nn.Module, in_channels: int, stride: int, halo: int | Literal["auto"], exact: bool
+) -> tuple[int, bool]:
+    """Return the halo in pixels, measured if ``"auto"``, and whether tiles are exact, which the family may promise."""
+    if halo != "auto":
+        return halo, exact and is_bounded(module, in_channels, stride)
+    reach = measure_halo(module, in_channels, stride)
+    exact = exact and reach.bounded
+    return reach.radius if exact else min(reach.radius, _FIXED_HALO), exact
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from geoseg.errors import LabelsError
 from geoseg.grid import Window
 from geoseg.vector.rings import Rings, Seam, canonical, rings_of
 from geoseg.vector.seams import Front, Region, Stitcher
+
+# Shapes taken from GDAL at a time.  They come as Python tuples: few enough of these never meet the garbage collector's
+# older generations, which makes it three times as fast, and in memory they are ten times the arrays they become.
+_SHAPES = 100
 
 
 @dataclass(frozen=True)
@@ -114,17 +118,20 @@ def _pieces(block: LabelBlock, shape: tuple[int, int], ignored: list[int]) -> _P
 
 def _regions(labels: NDArray[Any], counted: NDArray[np.bool_]) -> tuple[Rings, NDArray[np.int64]]:
     """Return the 4-connected regions of equal label among the counted pixels of an array, and their labels."""
-    rings: list[list[tuple[float, float]]] = []
-    ring_counts = [0]
-    values: list[int] = []
+    none = np.empty(0, np.int64)
+    values, ring_counts, sizes, flat = [none], [none], [none], [none]
     if counted.any():
-        for geometry, value in rasterio.features.shapes(labels, mask=counted, connectivity=4):
-            rings += geometry["coordinates"]
-            ring_counts.append(len(rings))
-            values.append(int(value))
-    ring_starts = np.cumsum([0, *map(len, rings)], dtype=np.int64)
-    flat = np.fromiter(chain.from_iterable(chain.from_iterable(rings)), np.int64, 2 * int(ring_starts[-1]))
-    return canonical(flat.reshape(-1, 2), ring_starts, np.array(ring_counts, np.int64)), np.array(values, np.int64)
+        shapes = rasterio.features.shapes(labels, mask=counted, connectivity=4)
+        while some := list(islice(shapes, _SHAPES)):
+            rings = [ring for geometry, _ in some for ring in geometry["coordinates"]]
+            values.append(np.array([value for _, value in some], np.int64))
+            ring_counts.append(np.array([len(geometry["coordinates"]) for geometry, _ in some], np.int64))
+            sizes.append(np.array([len(ring) for ring in rings], np.int64))
+            numbers = chain.from_iterable(chain.from_iterable(rings))
+            flat.append(np.fromiter(numbers, np.int64, 2 * int(sizes[-1].sum())))
+    corners = np.concatenate(flat).reshape(-1, 2)
+    starts = [np.concatenate([[0], *counts]).cumsum(dtype=np.int64) for counts in (sizes, ring_counts)]
+    return canonical(corners, *starts), np.concatenate(values)
 
 
 def _integral(confidence: NDArray[Any]) -> NDArray[np.int64]:

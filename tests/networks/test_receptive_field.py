@@ -40,7 +40,7 @@ def test_reach_across_a_stride_is_rounded_up_to_it():
 
 def test_beyond_the_maximum_influence_decides():
     torch.manual_seed(0)
-    network = networks.create("plainconv", in_channels=1, num_classes=2, depth=24, width=4)
+    network = networks.create("plainconv", in_channels=1, num_classes=2, depth=24)
     reach = measure_halo(network, 1, 1, maximum=20)
     assert not reach.exact
     assert reach.bounded
@@ -54,7 +54,15 @@ def test_a_maximum_that_is_too_small_says_what_it_holds():
     network = nn.Conv2d(1, 1, 41, padding=20)
     nn.init.constant_(network.weight, 1.0)
     reach = measure_halo(network, 1, 1, maximum=10)
-    assert reach == Reach(10, exact=False, bounded=True, share=pytest.approx(21**2 / 23**2, abs=0.2))
+    assert reach == Reach(10, exact=False, bounded=True, share=pytest.approx(21**2 / 23**2))
+
+
+def test_a_network_at_rest_gets_the_largest_halo():
+    network = networks.create("plainconv", in_channels=1, num_classes=2, depth=9)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert measure_halo(network, 1, 1, maximum=8) == Reach(8, exact=False, bounded=True, share=0.0)
 
 
 class _Pooled(nn.Module):

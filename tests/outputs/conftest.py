@@ -21,7 +21,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 CHECKER = Path(__file__).parents[1] / "qgis_check.py"
 
 
-@pytest.fixture()
+@pytest.fixture
 def classes() -> Classes:
     """Names that break writers without escaping, a hole in the ids, and a background."""
     return Classes(
@@ -33,7 +33,7 @@ def classes() -> Classes:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_features():
     """Return a function that wraps polygons as Features, with attributes from an asymmetric formula."""
 
@@ -53,7 +53,7 @@ def make_features():
     return make
 
 
-@pytest.fixture()
+@pytest.fixture
 def blocks(make_features) -> Features:
     """Twelve by nine neighbouring blocks of 100 m with a hole in each third, in UTM zone 33."""
     polygons = []
@@ -70,7 +70,7 @@ def utm33() -> pyproj.CRS:
     return pyproj.CRS(32633)
 
 
-@pytest.fixture()
+@pytest.fixture
 def read():
     """Return a function that reads any vector format as a GeoDataFrame, ordered by id."""
 
@@ -86,7 +86,7 @@ def read():
     return read_any
 
 
-@pytest.fixture()
+@pytest.fixture
 def small_disk(tmp_path):
     """A folder on a file system of 600 kB."""
     if os.geteuid() != 0 or shutil.which("mount") is None:

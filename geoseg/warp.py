@@ -1,0 +1,71 @@
+"""Rasters brought to another grid while they are read, by GDAL's warped virtual datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rasterio
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+
+from geoseg.geodesy import projection
+from geoseg.source import open_raster
+
+# In pixels.  As good as exact (rasterio 1.4 fails on 0), so that a pixel does not depend on the window that is read.
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Warp:
+    """How a file is brought to another grid: the overview to start from, and source pixels per pixel (x, y)."""
+
+    overview_level: int | None
+    ratio: tuple[float, float]
+
+
+def open_warped(path: str, geobox: GeoBox, warp: Warp, nodata: Sequence[float | None], *, has_alpha: bool) -> WarpedVRT:
+    """Open ``path`` as if it lay on the grid ``geobox``, read bilinearly (averaging where that is coarser).
+
+    Where no nodata value and no alpha band tells which pixels hold data, a last band does (0: none).
+
+    Raises:
+        SceneError: the file cannot be opened.
+    """
+    source = open_raster(path)
+    factor = 1.0
+    if warp.overview_level is not None:
+        overview = open_raster(path, OVERVIEW_LEVEL=warp.overview_level)
+        factor = source.width / overview.width
+        source.close()
+        source = overview
+    validity: dict[str, Any] = {}
+    value = next((v for v in nodata if v is not None), None)
+    if value is not None:
+        validity = {"src_nodata": value, "nodata": value, "UNIFIED_SRC_NODATA": "YES"}
+    elif not has_alpha:
+        validity = {"add_alpha": True}
+    gcp_crs = source.gcps[1]
+    if not source.crs and gcp_crs:
+        # Asked for a grid of the caller's, rasterio 1.4 forgets the control points: so first to the grid of its own.
+        source = WarpedVRT(
+            source, src_crs=gcp_crs, crs=gcp_crs, resampling=Resampling.bilinear, tolerance=_TOLERANCE, **validity
+        )
+        if (source.height, source.width) == tuple(geobox.shape) and source.transform == geobox.affine:
+            return source
+        validity.pop("add_alpha", None)
+    return WarpedVRT(
+        source,
+        crs=rasterio.crs.CRS.from_wkt(projection(geobox).to_wkt()),
+        transform=geobox.affine,
+        height=int(geobox.shape[0]),
+        width=int(geobox.shape[1]),
+        resampling=Resampling.bilinear,
+        tolerance=_TOLERANCE,
+        # A fixed scale of the kernel; GDAL's own depends on the window.
+        XSCALE=str(min(1.0, factor / warp.ratio[0])),
+        YSCALE=str(min(1.0, factor / warp.ratio[1])),
+        **validity,
+    )

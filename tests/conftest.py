@@ -1,0 +1,149 @@
+"""Fixtures that many tests share.  Rows count downwards, columns to the right; asymmetric images show any flip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import HealthCheck, settings
+
+# Rounding differs between kernels for one thread and for several; the engine never uses one, so neither do the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+settings.register_profile(
+    "geoseg", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("geoseg")
+
+DATA = Path(__file__).parent / "data"
+
+
+def pytest_report_header() -> list[str]:
+    """Tell which libraries the run stands on."""
+    import importlib.metadata as metadata
+
+    names = ("rasterio", "shapely", "pyproj", "pyogrio", "dask", "torch", "timm", "segmentation_models_pytorch")
+    return [
+        "geoseg on " + ", ".join(f"{name} {metadata.version(name)}" for name in names),
+        f"GDAL {rasterio.gdal_version()}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of the real scenes that come with the tests."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The sample scene of the package: 2048 × 2048 RGB."""
+    from geoseg.data import sample_scene
+
+    return sample_scene()
+
+
+def write_raster(
+    path: Path, array: np.ndarray, *, transform: Affine | None = None, crs: Any = "EPSG:32645", **more: Any
+) -> Path:
+    """Write (C, H, W) or (H, W) as a GeoTIFF, by default north-up in UTM 45N with pixels of 0.5 m."""
+    array = array if array.ndim == 3 else array[None]
+    transform = transform or Affine(0.5, 0, 350_000, 0, -0.5, 3_060_000)
+    colorinterp = more.pop("colorinterp", None)
+    descriptions = more.pop("descriptions", None)
+    count, height, width = array.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype=array.dtype, count=count, height=height, width=width, crs=crs,
+        transform=transform, **more,
+    ) as file:  # fmt: skip
+        file.write(array)
+        if colorinterp:
+            file.colorinterp = colorinterp
+        if descriptions:
+            file.descriptions = descriptions
+    return path
+
+
+@pytest.fixture
+def raster(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes an array as a GeoTIFF called ``scene.tif`` (or ``name=``)."""
+
+    def make(array: np.ndarray, name: str = "scene.tif", **more: Any) -> Path:
+        return write_raster(tmp_path / name, array, **more)
+
+    return make
+
+
+def asymmetric(bands: int, height: int, width: int, dtype: str = "uint8") -> np.ndarray:
+    """Return an image in which every pixel of a 200 × 200 neighbourhood differs: (C, H, W), values 1 to 200."""
+    row, col = np.mgrid[:height, :width]
+    return np.stack([(3 * row + 7 * col + row * col // 5 + 31 * b) % 200 + 1 for b in range(bands)]).astype(dtype)
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A real scene of 700 × 900 pixels, with a hole of nodata (0) and a strip of it at the right edge."""
+    with rasterio.open(sample) as source:
+        window = rasterio.windows.Window(100, 200, 900, 700)
+        array = np.maximum(source.read(window=window), 1)
+        transform = source.window_transform(window)
+        crs = source.crs
+    array[:, 100:180, 300:420] = 0
+    array[:, :, 860:] = 0
+    array[0, 50:60, 50:60] = 0  # a band that is 0 alone is a measurement
+    path = tmp_path_factory.mktemp("town") / "town.tif"
+    return write_raster(path, array, transform=transform, crs=crs, nodata=0, tiled=True, blockxsize=256, blockysize=256)
+
+
+def _bundle(path: Path, network: str, **options: Any) -> Path:
+    from geoseg.bundle import write_bundle
+    from geoseg.classes import Classes
+    from geoseg.segmenters.network import new_bundle
+
+    options.setdefault("bands", ["red", "green", "blue"])
+    options.setdefault("classes", Classes.parse("background,roof,road,tree,water"))
+    options.setdefault("encoder", None)
+    options.setdefault("resolution", None)
+    write_bundle(path, *new_bundle(network, **options))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that writes an untrained bundle of a network, five classes unless told otherwise."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made: dict[str, Path] = {}
+
+    def make(network: str = "plainconv", **options: Any) -> Path:
+        key = repr((network, sorted(options.items(), key=lambda item: item[0])))
+        if key not in made:
+            made[key] = _bundle(folder / f"{len(made)}.safetensors", network, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain(make_bundle: Callable[..., Path]) -> Path:
+    """A small convolutional network whose receptive field fits its halo exactly: RGB, five classes."""
+    return make_bundle("plainconv", tile=128)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 kB (needs the right to mount)."""
+    import subprocess
+
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here (it takes root)")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

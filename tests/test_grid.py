@@ -1,0 +1,75 @@
+"""Windows, chunks, tiles, mirroring and blending weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geoseg.errors import ConfigError
+from geoseg.grid import ChunkGrid, TileGrid, Window, blend_weights, reflected
+
+sizes = st.integers(1, 300)
+
+
+@given(sizes, sizes, st.integers(1, 400))
+def test_chunks_partition_the_scene(height: int, width: int, size: int) -> None:
+    seen = np.zeros((height, width), int)
+    chunks = ChunkGrid((height, width), size)
+    for number, window in enumerate(chunks):
+        assert window == chunks.window(number)
+        seen[window.within(Window(0, 0, height, width))] += 1
+    assert (seen == 1).all()
+
+
+@given(sizes, sizes, st.integers(0, 20), st.integers(1, 60), st.integers(1, 90))
+def test_tile_cores_cover_every_chunk_once(height: int, width: int, halo: int, core: int, chunk: int) -> None:
+    tiles = TileGrid(core + 2 * halo, halo)
+    for window in ChunkGrid((height, width), chunk):
+        seen = np.zeros(window.shape, int)
+        for position in tiles.covering(window):
+            part = tiles.core_window(position).intersect(window)
+            assert not part.empty
+            seen[part.within(window)] += 1
+        assert (seen == 1).all()
+
+
+@given(st.integers(1, 40), st.integers(-90, 90), st.integers(0, 120))
+def test_mirroring_equals_numpy(size: int, start: int, length: int) -> None:
+    axis = np.arange(size)
+    padded = np.pad(axis, 100 + length, mode="reflect")
+    offset = 100 + length
+    if start + offset < 0 or start + length + offset > len(padded):
+        return
+    assert (axis[reflected(start, start + length, size)] == padded[start + offset : start + offset + length]).all()
+
+
+@given(st.integers(0, 40), st.integers(1, 50), st.integers(2, 6))
+def test_blend_weights_add_up_to_one_everywhere(halo: int, extra: int, count: int) -> None:
+    tile = 4 * halo + extra
+    core = tile - 2 * halo
+    total = np.zeros(core * count + 2 * halo)
+    for i in range(count):
+        total[i * core : i * core + tile] += blend_weights(tile, halo)
+    inside = total[2 * halo : len(total) - 2 * halo] if halo else total
+    np.testing.assert_allclose(inside, 1, atol=1e-6)
+
+
+@given(st.integers(-50, 50), st.integers(-50, 50), st.integers(0, 60), st.integers(0, 60), st.integers(-50, 50))
+def test_intersection_is_what_both_hold(row: int, col: int, height: int, width: int, shift: int) -> None:
+    one, two = Window(row, col, height, width), Window(row + shift, col - shift, width, height)
+    pixels = [{(r, c) for r in range(w.row, w.row_stop) for c in range(w.col, w.col_stop)} for w in (one, two)]
+    common = one.intersect(two)
+    assert common.height * common.width == len(pixels[0] & pixels[1])
+    assert common == two.intersect(one)
+
+
+def test_a_tile_without_a_core_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match="--tile 256"):
+        TileGrid(128, 64)
+
+
+def test_chunks_need_a_size() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        ChunkGrid((10, 10), 0)
