@@ -72,7 +72,7 @@ class Outputs:
         from geoseg.outputs.polygons import check_output
 
         for name in self.files:
-            if os.path.exists(name) and os.path.exists(scene.path) and os.path.samefile(name, scene.path):
+            if is_same_file(name, scene.path):
                 raise OutputError(f"{name} is the scene itself: give the output another name.")
         if self.polygons is not None:
             check_output(self.polygons, overwrite=True, crs=projection(scene.geobox))
@@ -135,6 +135,11 @@ def assemble(
         write_layer_definition(definition, [Layer(Path(f), kind, crs, plan.classes) for f, kind in outputs.kinds()])
         files += (str(definition),)
     return files, count
+
+
+def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths are of one file that exists, by links too."""
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def _tell(progress: Progress | None, stage: str, done: int) -> None:

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from geoseg.engine.device import Runner
 
 _START_TIMEOUT = 120
+# Dask's own HTTP servers cannot be left out: on this machine alone, on any free port (its default may be taken).
+_UNSEEN: dict[str, Any] = {
+    "dashboard_address": "127.0.0.1:0",
+    "worker_dashboard_address": "127.0.0.1:0",
+    "scheduler_kwargs": {"dashboard": False},
+}
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
 _JOBS: dict[str, Job] = {}
 
@@ -150,7 +156,7 @@ def connected(workers: int = 0, scheduler: str | None = None) -> Iterator[tuple[
                         n_workers=workers,
                         threads_per_worker=1,
                         processes=True,
-                        dashboard_address=None,
+                        **_UNSEEN,
                         silence_logs=logging.CRITICAL,
                         memory_limit=0,
                         # Threads of several processes share the cores: let them sleep, not spin, while they wait.
@@ -165,9 +171,9 @@ def connected(workers: int = 0, scheduler: str | None = None) -> Iterator[tuple[
                         processes=False,
                         n_workers=1,
                         threads_per_worker=1,
-                        dashboard_address=None,
                         memory_limit=0,
                         set_as_default=False,
+                        **_UNSEEN,
                     )
                 )
                 processes = 1

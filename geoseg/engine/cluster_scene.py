@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from geoseg.engine.assemble import Outputs
+from geoseg.engine.assemble import Outputs, is_same_file
 from geoseg.engine.plan import augmented
 from geoseg.engine.predict import Options, Report, execute, make_plan
 from geoseg.engine.run import Progress
@@ -48,6 +48,7 @@ def cluster(
         SceneError, ConfigError, OutputError: bad input, before any work.
         RunError: the run could not be finished; the same call goes on from there.
     """
+    from geoseg.outputs.staging import check_place
     from geoseg.segmenters.clustering import ClusteringState, FeatureClustering, save
     from geoseg.segmenters.clustering_fit import ClusteringSettings
 
@@ -55,12 +56,19 @@ def cluster(
         raise ConfigError(unknown_name("clustering method", method, METHODS))
     options = replace(options or Options(), **changes)  # type: ignore[arg-type]
     outputs = Outputs.check(out, options)
-    if save_model is not None and os.path.exists(save_model) and not options.overwrite:
-        raise OutputError(f"{save_model} exists already: choose another name or pass --overwrite.")
+    if save_model is not None:
+        check_place(save_model, options.overwrite)
     own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
-    segmenter = FeatureClustering(settings or ClusteringSettings(), bands=own.band_names)
+    if save_model is not None and is_same_file(save_model, own.path):
+        raise OutputError(f"{save_model} is the scene itself: give the model another name.")
+    segmenter = FeatureClustering(
+        settings or ClusteringSettings(),
+        bands=own.band_names,
+        progress=None if progress is None else lambda done, total: progress("fitting", done, total),
+    )
     chosen = augmented(segmenter) if options.tta else segmenter
     plan, notes = make_plan(own, outputs, chosen, chosen, options, progress)
     if save_model is not None and isinstance(plan.state, ClusteringState):
         save(plan.state, save_model, overwrite=options.overwrite)
-    return execute(plan, outputs, options, notes, progress)
+    report = execute(plan, outputs, options, notes, progress)
+    return report if save_model is None else replace(report, files=(*report.files, os.fspath(save_model)))

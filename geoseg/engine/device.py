@@ -27,14 +27,17 @@ def choose_device(asked: str, number: int = 0) -> torch.device:
     """Return the device for worker ``number``: ``auto`` takes a GPU where there is one, workers share them in turn.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: a GPU was asked for and there is none, or torch knows no such device.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked == "auto":
         asked = "cuda" if gpus else "cpu"
     if asked.startswith("cuda") and not gpus:
         raise ConfigError("--device cuda was asked for, but torch sees no GPU here: use --device cpu or auto.")
-    return torch.device(f"cuda:{number % gpus}") if asked == "cuda" else torch.device(asked)
+    try:
+        return torch.device(f"cuda:{number % gpus}") if asked == "cuda" else torch.device(asked)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {asked} is unknown: use auto, cpu or cuda.") from error
 
 
 def choose_precision(asked: Precision, device: torch.device) -> torch.dtype:
@@ -98,6 +101,7 @@ class Runner:
         self.device = device
         self.dtype = dtype
         self.batch = batch
+        self.one_by_one = device.type == "cpu"
         self._ids = torch.tensor(classes.ids, dtype=torch.int32, device=device)
         segmenter.place(device)
 
@@ -132,17 +136,10 @@ class Runner:
         where batches gain nothing, one tile; on a GPU a full batch, the last one filled up with copies.
         """
         count = len(tiles)
-        missing = self.batch - count
         with torch.inference_mode(), self._autocast():
-            if self.device.type == "cpu":
+            if self.one_by_one:
                 return torch.cat([self.segmenter.segment(one, self.state).float() for one in tiles.singles()])
-            tiles = tiles.to(self.device)
-            if missing > 0:
-                tiles = Tiles(
-                    torch.cat([tiles.pixels, tiles.pixels[-1:].expand(missing, -1, -1, -1)]),
-                    torch.cat([tiles.valid, tiles.valid[-1:].expand(missing, -1, -1)]),
-                    tiles.windows + tiles.windows[-1:] * missing,
-                )
+            tiles = tiles.to(self.device).filled(self.batch)
             return self.segmenter.segment(tiles, self.state)[:count].float()
 
     def _autocast(self) -> AbstractContextManager[Any]:

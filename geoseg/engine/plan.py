@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import cloudpickle
 
@@ -41,13 +42,22 @@ class Recipe:
         from geoseg.segmenters.ensemble import Ensemble
         from geoseg.segmenters.loading import load
 
+        known = _BUILT.get(self)
+        if known is not None:
+            return known
         members = []
         for path, digest in self.bundles:
             members.append(load(path))
             if file_digest(path) != digest:
                 raise BundleError(f"{path} has changed since the run began: start the run again.")
         segmenter = members[0] if len(members) == 1 else Ensemble(members)
-        return augmented(segmenter) if self.tta else segmenter
+        segmenter = augmented(segmenter) if self.tta else segmenter
+        _BUILT[self] = segmenter
+        return segmenter
+
+
+# Segmenters still in use in this process: its own worker takes the one that the client has looked at.
+_BUILT: WeakValueDictionary[Recipe, Segmenter] = WeakValueDictionary()
 
 
 def augmented(segmenter: Segmenter) -> Segmenter:

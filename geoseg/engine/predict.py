@@ -13,6 +13,7 @@ from geoseg.engine.cluster import connected
 from geoseg.engine.plan import Blend, Plan, Precision, Recipe, augmented
 from geoseg.engine.run import Progress, run_chunks
 from geoseg.engine.store import ChunkStore
+from geoseg.engine.vectorize import Selection
 from geoseg.errors import BundleError, ConfigError, SceneError
 from geoseg.grid import ChunkGrid, TileGrid
 from geoseg.scene import Scene, open_scene
@@ -154,10 +155,12 @@ def make_plan(
 
     Raises:
         SceneError: the scene cannot be used, or has other bands than the model.
-        ConfigError: tile, halo or chunk do not go together, or the output format cannot hold the scene's CRS.
+        ConfigError: tile, halo or chunk do not go together, or there is no such device.
+        LabelsError: a class to drop does not exist.
         OutputError: an output is the scene itself.
     """
     from geoseg.engine.aoi import read_aoi
+    from geoseg.engine.device import choose_device
 
     spec = segmenter.spec
     if spec.view is not None or spec.needs_prior:
@@ -169,6 +172,8 @@ def make_plan(
     model_scene, notes = _at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
     tiles = _tiles(spec, options)
+    if not options.scheduler:  # elsewhere there may be other devices
+        choose_device(options.device)
     if progress:
         progress("preparing", 0, 1)
     model_scene.statistics()  # refuses a scene without one valid pixel before any work
@@ -178,6 +183,7 @@ def make_plan(
     classes = state.classes or spec.classes
     if classes is None:
         raise BundleError("the model names no classes, and found none in the scene: give it classes.")
+    Selection(options.min_area, tuple(options.drop)).dropped_ids(classes)
     plan = Plan(
         source=source,
         model_scene=model_scene,
@@ -208,7 +214,7 @@ def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmen
     names = [model] if isinstance(model, str | os.PathLike) else list(model)  # type: ignore[call-overload]
     if not names:
         raise ConfigError("no model was given: name at least one bundle.")
-    paths = [resolve_bundle(name) for name in names]
+    paths = [os.path.abspath(resolve_bundle(name)) for name in names]
     recipe = Recipe(tuple((path, _digest(path)) for path in paths), options.tta)
     return recipe, recipe.build()
 

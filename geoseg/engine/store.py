@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -13,9 +12,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
@@ -25,6 +24,7 @@ from geoseg.grid import ChunkGrid
 
 _RECORD = "run.json"
 _LOCK = "lock"
+_HOLDER = "holder"
 
 
 class ChunkStore:
@@ -84,33 +84,34 @@ class ChunkStore:
         """
         with _unwritable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / _LOCK, "a+")  # noqa: SIM115 - open until the run ends
-        try:
-            self._lock(lock)
+        with self._locked():
             if fresh:
                 self._empty()
             self._claim(fingerprint)
             yield self.done()
-        finally:
-            lock.close()
 
     def remove(self) -> None:
         """Delete the store and all it holds."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _lock(self, lock: Any) -> None:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder; the system lets go of the lock when the process ends, however it ends."""
+        lock = FileLock(self.folder / _LOCK, timeout=0)
+        note = self.folder / _HOLDER
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
+            lock.acquire()
+        except Timeout as error:
+            holder = note.read_text().strip() if note.exists() else "another process"
             raise RunError(
                 f"{self.folder} is in use by {holder}: wait for that run to end, or give this one another --workdir."
             ) from error
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+        try:
+            with _unwritable(note):
+                note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            lock.release()
 
     def _claim(self, fingerprint: str) -> None:
         record = self.folder / _RECORD
@@ -125,7 +126,7 @@ class ChunkStore:
                     "pass --fresh to throw them away, or give another --workdir."
                 )
             return
-        strangers = [entry.name for entry in self.folder.iterdir() if entry.name != _LOCK]
+        strangers = [entry.name for entry in self.folder.iterdir() if entry.name not in {_LOCK, _HOLDER}]
         if strangers:
             raise RunError(
                 f"{self.folder} is not a work folder of geoseg (it holds {sorted(strangers)[0]!r}): "
@@ -140,7 +141,7 @@ class ChunkStore:
         for entry in self.folder.iterdir():
             if entry.is_dir() and entry.name[:1] == "r" and entry.name[1:].isdigit():
                 shutil.rmtree(entry)
-            elif entry.name != _LOCK and entry.is_file():
+            elif entry.name not in {_LOCK, _HOLDER} and entry.is_file():
                 entry.unlink()
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)

@@ -101,6 +101,24 @@ class Tiles:
                 None if self.prior is None else self.prior[i : i + 1],
             )
 
+    def filled(self, count: int) -> Tiles:
+        """Return the batch with its last tile repeated until there are ``count``."""
+        missing = count - len(self)
+        if missing <= 0:
+            return self
+
+        def fill(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
+
+        return replace(
+            self,
+            pixels=torch.cat([self.pixels, self.pixels[-1:].expand(missing, -1, -1, -1)]),
+            valid=torch.cat([self.valid, self.valid[-1:].expand(missing, -1, -1)]),
+            windows=self.windows + self.windows[-1:] * missing,
+            view=fill(self.view),
+            prior=fill(self.prior),
+        )
+
     def to(self, device: torch.device) -> Tiles:
         """Return the batch on ``device``; pinned memory is copied without waiting."""
 

@@ -137,7 +137,7 @@ def open_labels(
         refuse_truncated(dataset)
         _refuse_band(dataset, band)
         dtype = dataset.dtypes[band - 1]
-        if np.dtype(dtype).kind not in "iu":
+        if dtype.startswith("complex") or np.dtype(dtype).kind not in "iu":
             raise LabelsError(
                 f"{name} has {dtype} values in band {band}, but labels are integers: "
                 "convert them (gdal_translate -ot Byte) or give another --band."

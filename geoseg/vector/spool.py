@@ -6,7 +6,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -38,35 +38,30 @@ class PolygonSpool:
         """
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix="polygons-", dir=self._workdir)
+            folder = tempfile.TemporaryDirectory(prefix="polygons-", dir=self._workdir)
         except OSError as error:
             raise OutputError(
                 f"{self._workdir} cannot hold temporary files ({one_line(error)}): choose another --workdir."
             ) from error
-        try:
-            with self._writing():
-                # A generator may be resumed by another thread; only one at a time uses the connection.
-                self._base = sqlite3.connect(Path(self._folder.name) / "spool.sqlite", check_same_thread=False)
-                # Nothing here outlives a crash, so neither a journal nor waiting for the disk is of use.
-                for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
-                    self._base.execute(f"PRAGMA {setting}")
-                self._base.execute(
-                    "CREATE TABLE polygon (first_pixel INTEGER PRIMARY KEY, class_id INTEGER, pixels INTEGER, "
-                    "confidence_sum INTEGER, wkb BLOB)"
-                )
-        except BaseException:
-            self._folder.cleanup()
-            raise
+        with ExitStack() as stack, self._writing():
+            path = Path(stack.enter_context(folder)) / "spool.sqlite"
+            # A generator may be resumed by another thread; only one at a time uses the connection.
+            self._base = stack.enter_context(closing(sqlite3.connect(path, check_same_thread=False)))
+            # Nothing here outlives a crash, so neither a journal nor waiting for the disk is of use.
+            for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE"):
+                self._base.execute(f"PRAGMA {setting}")
+            self._base.execute(
+                "CREATE TABLE polygon (first_pixel INTEGER PRIMARY KEY, class_id INTEGER, pixels INTEGER, "
+                "confidence_sum INTEGER, wkb BLOB)"
+            )
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the file and its folder."""
-        try:
-            self._base.close()
-        finally:
-            self._folder.cleanup()
+        self._stack.close()
 
     def add(self, batch: PixelPolygons) -> None:
         """Take in a batch.

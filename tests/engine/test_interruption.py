@@ -104,8 +104,7 @@ def test_two_runs_on_one_store_are_refused(tmp_path: Path, town: Path, plain: Pa
     folder.mkdir()
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("process 1 on elsewhere")
-        lock.flush()
+        (folder / "holder").write_text("process 1 on elsewhere")
         with pytest.raises(RunError, match="in use by process 1 on elsewhere"):
             geoseg.predict(town, tmp_path / "out.tif", str(plain), workdir=str(folder))
     geoseg.predict(town, tmp_path / "out.tif", str(plain), workdir=str(folder))

@@ -84,7 +84,7 @@ def test_a_cluster_elsewhere_changes_nothing(
 ) -> None:
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
         made = _predict(tmp_path / "run", town, plain, chunk=256, scheduler=cluster.scheduler_address)
     assert made == reference
 

@@ -1,0 +1,70 @@
+"""What ``geoseg predict`` costs beyond the forward passes of its own tiles, on one scene, in CPU seconds.
+
+The bare side runs in this process: the same network on the same device runner, the same tiles, already in memory.
+The whole side is a process of its own, from start to the last file: imports, reading, labels, polygons, GeoJSON.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from geoseg.bundle import file_digest
+from geoseg.engine.assemble import Outputs
+from geoseg.engine.cluster import Job
+from geoseg.engine.device import share_cores
+from geoseg.engine.plan import Recipe
+from geoseg.engine.predict import Options, make_plan
+from tests.benchmarks.measuring import geoseg
+from tests.benchmarks.scenes import write_scene
+
+
+def main(folder: Path, side: int = 4096, encoders: tuple[str, ...] = ("resnet18", "resnet50"), rounds: int = 3) -> None:
+    """Print, for each encoder of a U-Net, whole CPU seconds over bare ones (wanted: at most 1.10), interleaved."""
+    scene = write_scene(folder / f"scene_{side}.tif", side)
+    idle = write_scene(folder / "scene_256.tif", 256)
+    for encoder in encoders:
+        model = folder / f"unet_{encoder}.safetensors"
+        classes = "background,roof,road,tree,water"
+        geoseg("init", model, "--network", "unet", "--encoder", encoder, "--classes", classes, "--overwrite")
+        share_cores()
+        forward = _forward_passes(folder, scene, model)
+        ratios = []
+        for _ in range(rounds):
+            bare = forward()
+            whole = geoseg("predict", scene, folder / "out.geojson", "-m", model, "--overwrite", "--fresh", "-q")
+            ratios.append(whole.cpu_s / bare)
+            print(
+                f"unet {encoder} {side}²: bare {bare:.1f} CPU s, whole {whole.cpu_s:.1f}, ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+        start = geoseg(
+            "predict", idle, folder / "idle.geojson", "-m", model, "--tile", "256", "--halo", "32", "--overwrite", "-q"
+        )
+        print(f"unet {encoder}: start-up and imports {start.cpu_s:.1f} CPU s of it (a scene of 256²)", flush=True)
+        print(f"unet {encoder}: median ratio {sorted(ratios)[len(ratios) // 2]:.3f}", flush=True)
+
+
+def _forward_passes(folder: Path, scene: Path, model: Path):
+    recipe = Recipe(((str(model), file_digest(str(model))),))
+    options = Options(overwrite=True)
+    plan, _ = make_plan(scene, Outputs.check(folder / "bare.geojson", options), recipe, recipe.build(), options)
+    runner = Job(plan, 1).runner()
+    tiles = []
+    for window in plan.chunks:
+        for position in plan.tiles.covering(window):
+            pixels = plan.model_scene.read(plan.tiles.tile_window(position))
+            if pixels.valid[plan.tiles.halo : -plan.tiles.halo, plan.tiles.halo : -plan.tiles.halo].any():
+                tiles.append(runner.tiles([pixels]))
+    runner.scores(tiles[0])
+
+    def forward() -> float:
+        started = time.process_time()
+        with torch.inference_mode():
+            for batch in tiles:
+                runner.scores(batch)
+        return time.process_time() - started
+
+    return forward
