@@ -18,15 +18,17 @@ from geoseg.errors import SceneError, one_line
 
 # GDAL's block cache is 5 % of the memory by default, so it would grow with the machine; this serves a row of tiles.
 _GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "1"}
-# For remote reads: no listing of the folder, merged range requests, patience with a busy server.
+# For remote reads: no listing of the folder, merged range requests, patience with a busy server but not for ever.
 _GDAL_REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_HTTP_MULTIPLEX": "YES",
     "GDAL_HTTP_MAX_RETRY": "3",
     "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_CONNECTTIMEOUT": "30",
+    "GDAL_HTTP_LOW_SPEED_TIME": "60",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-    "CPL_VSIL_CURL_USE_HEAD": "NO",
 }
 _MOST_BLOCKS_CHECKED = 100_000
 

@@ -127,12 +127,12 @@ def vectorize(
     with gdal_environment(name), open_raster(name) as dataset:
         refuse_truncated(dataset)
     check_output(target, overwrite, crs=projection(_grid(name)))
-    if classes is None:
-        classes = read_classes(name)
-    if classes is None:
-        values = distinct_values(name)
-        classes = Classes.from_dicts({"id": value, "name": f"class {value}"} for value in values)
-    with tempfile.TemporaryDirectory(prefix="geoseg-") as folder:
+    with gdal_environment(name), tempfile.TemporaryDirectory(prefix="geoseg-") as folder:
+        if classes is None:
+            classes = read_classes(name)
+        if classes is None:
+            values = distinct_values(name)
+            classes = Classes.from_dicts({"id": value, "name": f"class {value}"} for value in values)
         return write_polygons(
             name,
             target,

@@ -73,9 +73,8 @@ def polygonize(
     >>> labels = np.array([[1, 1, 2]], np.uint8)
     >>> parts = [LabelBlock(Window(0, col, 1, 1), labels[:, col : col + 1]) for col in range(3)]
     >>> for batch in polygonize(parts, (1, 3), nodata=0):
-    ...     print(batch.class_id, batch.geometry[0])
-    [1] POLYGON ((0 0, 0 1, 2 1, 2 0, 0 0))
-    [2] POLYGON ((2 0, 2 1, 3 1, 3 0, 2 0))
+    ...     print(batch.class_id, *batch.geometry)
+    [1 2] POLYGON ((0 0, 0 1, 2 1, 2 0, 0 0)) POLYGON ((2 0, 2 1, 3 1, 3 0, 2 0))
 
     Args:
         blocks: parts of the raster that do not overlap, of any size and in any order; missing ones count as nodata.

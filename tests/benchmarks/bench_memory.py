@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.benchmarks.measuring import geoseg
+from tests.benchmarks.models import write_model
 from tests.benchmarks.scenes import write_scene
 
 
-def main(folder: Path, network: str = "unet", sides: tuple[int, int] = (4096, 16384)) -> None:
+def main(folder: Path, encoder: str = "resnet18", sides: tuple[int, int] = (4096, 16384)) -> None:
     """Print peak memory for both scenes and their ratio (wanted: at most 1.15, and under 2 GB for U-Net resnet18)."""
-    model = folder / f"{network}.safetensors"
-    classes = "background,roof,road,tree,water"
-    geoseg("init", model, "--network", network, "--classes", classes, "--overwrite")
+    model = write_model(folder, encoder)
     peaks = []
     for side in sides:
         scene = write_scene(folder / f"scene_{side}.tif", side)
@@ -23,8 +22,8 @@ def main(folder: Path, network: str = "unet", sides: tuple[int, int] = (4096, 16
         size = (folder / f"out_{side}.geojson").stat().st_size / 1e6
         peaks.append(cost.peak_mb)
         print(
-            f"{network} {side}²: peak {cost.peak_mb:.0f} MB, {cost.cpu_s:.0f} CPU s, {cost.wall_s:.0f} s, "
+            f"unet {encoder} {side}²: peak {cost.peak_mb:.0f} MB, {cost.cpu_s:.0f} CPU s, {cost.wall_s:.0f} s, "
             f"GeoJSON {size:.1f} MB",
             flush=True,
         )
-    print(f"{network}: peak memory ratio {peaks[1] / peaks[0]:.3f}", flush=True)
+    print(f"unet {encoder}: peak memory ratio {peaks[1] / peaks[0]:.3f}", flush=True)

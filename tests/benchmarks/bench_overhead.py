@@ -18,6 +18,7 @@ from geoseg.engine.device import share_cores
 from geoseg.engine.plan import Recipe
 from geoseg.engine.predict import Options, make_plan
 from tests.benchmarks.measuring import geoseg
+from tests.benchmarks.models import write_model
 from tests.benchmarks.scenes import write_scene
 
 
@@ -26,10 +27,8 @@ def main(folder: Path, side: int = 4096, encoders: tuple[str, ...] = ("resnet18"
     scene = write_scene(folder / f"scene_{side}.tif", side)
     idle = write_scene(folder / "scene_256.tif", 256)
     for encoder in encoders:
-        model = folder / f"unet_{encoder}.safetensors"
-        classes = "background,roof,road,tree,water"
-        geoseg("init", model, "--network", "unet", "--encoder", encoder, "--classes", classes, "--overwrite")
         share_cores()
+        model = write_model(folder, encoder)
         forward = _forward_passes(folder, scene, model)
         ratios = []
         for _ in range(rounds):

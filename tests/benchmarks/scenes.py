@@ -12,6 +12,13 @@ from rasterio.windows import Window
 _BLOCK = 1024
 
 
+def kinds(top: int, left: int, height: int, width: int) -> np.ndarray:
+    """Return which of six kinds of field each pixel is of: (height, width) integers."""
+    row, col = np.mgrid[top : top + height, left : left + width].astype(np.float32)
+    waves = np.sin(row / 61) + np.sin(col / 47) + np.sin((row + 2 * col) / 131) + np.sin((row - col) / 89)
+    return np.clip((waves + 3).astype(int), 0, 5)
+
+
 def write_scene(path: Path, side: int, bands: int = 3, seed: int = 7) -> Path:
     """Write a square 8-bit scene of ``side`` pixels of 0.25 m in UTM 31N, 512-tiled deflate, with a nodata wedge."""
     if path.exists():
@@ -27,13 +34,10 @@ def write_scene(path: Path, side: int, bands: int = 3, seed: int = 7) -> Path:
         for top in range(0, side, _BLOCK):
             for left in range(0, side, _BLOCK):
                 rng = np.random.default_rng([seed, top, left])
-                row, col = np.mgrid[top : top + _BLOCK, left : left + _BLOCK].astype(np.float32)
-                waves = np.sin(row / 61) + np.sin(col / 47) + np.sin((row + 2 * col) / 131) + np.sin((row - col) / 89)
-                kind = np.clip((waves + 3).astype(int), 0, 5)
-                # Texture of some pixels' grain: grain of one pixel would come out of an untrained network as speckle.
-                grain = np.kron(rng.integers(-3, 4, (_BLOCK // 16, _BLOCK // 16)), np.ones((16, 16), int))
-                pixels = palette[kind].transpose(2, 0, 1) + grain
+                pixels = palette[kinds(top, left, _BLOCK, _BLOCK)].transpose(2, 0, 1)
+                pixels = pixels + rng.integers(-12, 13, (1, _BLOCK, _BLOCK))
                 pixels = np.clip(pixels, 1, 255).astype(np.uint8)
+                row, col = np.ogrid[top : top + _BLOCK, left : left + _BLOCK]
                 pixels[:, row + col < side / 8] = 0
                 height, width = min(_BLOCK, side - top), min(_BLOCK, side - left)
                 file.write(pixels[:, :height, :width], window=Window(left, top, width, height))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import subprocess
@@ -186,10 +187,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, town: Path) -> Path:
         ["predict", str(town), "town.gpkg", "-m", "model.safetensors", "--labels", "labels.tif", "--confidence",
          "confidence.tif", "-q"],
     ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "geoseg_cli", *arguments], cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        with contextlib.chdir(folder), pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
     return folder
 
 
@@ -323,9 +323,10 @@ def test_quiet_shows_no_progress(run: Run, tmp_path: Path, town: Path, made: Pat
 @pytest.mark.slow
 def test_the_demo_makes_all_its_files(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "segments.gpkg").write_text("of another day, to be replaced")
     said = run("demo", folder)
     names = sorted(p.name for p in folder.iterdir() if p.suffix not in {".xml", ".qml"})
     assert names == sorted(Path(line).name for line in said.out)
     assert {"segments.gpkg", "segments.qlr", "labels.tif", "confidence.tif", "preview.png"} <= set(names)
     assert len(_read(folder / "segments.gpkg")) > 10
-    run("demo", folder, "-q")  # a second time replaces them

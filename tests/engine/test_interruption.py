@@ -62,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, town: Path, slow_model
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_byte_for_byte(
     tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes], workers: str
 ) -> None:

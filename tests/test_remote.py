@@ -1,0 +1,229 @@
+"""Scenes and models behind http and s3: the same labels as from a local file, and no more bytes than are needed."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from rasterio.shutil import copy
+
+import geoseg
+from geoseg.engine.vectorize import vectorize
+from geoseg.errors import BundleError, SceneError
+from geoseg.grid import Window
+from geoseg.scene import open_scene
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A server over a folder that understands ranges and counts the bytes it gives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sent = 0
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        self.server.asked.append(self.path)
+        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        size, status = len(data), 200
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted:
+            start, stop = int(wanted[1]), min(int(wanted[2] or size - 1) + 1, size)
+            data, status = data[start:stop], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Accept-Ranges", "bytes")
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.end_headers()
+        if body:
+            self.server.sent += len(data)
+            self.wfile.write(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, town: Path, sample: Path) -> Path:
+    """A folder to be served: the town as a COG, the larger sample scene as one, and a page of text."""
+    folder = tmp_path_factory.mktemp("served")
+    copy(town, folder / "town.tif", driver="COG", blocksize=256, compress="deflate")
+    copy(sample, folder / "sample.tif", driver="COG", blocksize=256, compress="deflate")
+    (folder / "page.tif").write_text("<html>not a raster</html>")
+    return folder
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A real HTTP server over the folder; it goes with the test."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "20")  # a test that waits for itself fails, it does not hang
+    with Server(folder) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield running
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, folder: Path, plain: Path) -> bytes:
+    """The labels of the COG read from the disk, chunk by chunk."""
+    out = tmp_path_factory.mktemp("local") / "out.tif"
+    geoseg.predict(folder / "town.tif", out, str(plain), chunk=256)
+    return out.read_bytes()
+
+
+def test_a_scene_is_opened_by_url(server: Server, folder: Path) -> None:
+    far, near = geoseg.open(f"{server.url}/town.tif"), geoseg.open(folder / "town.tif")
+    assert far.path == f"{server.url}/town.tif"
+    assert (far.geobox, far.band_names, far.nodata, far.dtype) == (
+        near.geobox, near.band_names, near.nodata, near.dtype,
+    )  # fmt: skip
+    window = Window(90, 290, 100, 150)
+    np.testing.assert_array_equal(far.read(window).data, near.read(window).data)
+    np.testing.assert_array_equal(far.read(window).valid, near.read(window).valid)
+    assert not any("sample" in path or path.endswith("/") for path in server.asked)  # the folder is not listed
+
+
+@pytest.mark.parametrize("prefix", ["", "/vsicurl/"])
+def test_a_scene_by_url_gives_the_labels_of_the_local_file(
+    tmp_path: Path, server: Server, plain: Path, local: bytes, prefix: str
+) -> None:
+    geoseg.predict(f"{prefix}{server.url}/town.tif", tmp_path / "out.tif", str(plain), chunk=256)
+    assert (tmp_path / "out.tif").read_bytes() == local
+
+
+def test_a_small_area_reads_a_small_part(tmp_path: Path, server: Server, folder: Path, plain: Path) -> None:
+    path = folder / "sample.tif"
+    with rasterio.open(path) as file:
+        west, north = file.transform * (520, 520)
+        east, south = file.transform * (700, 700)
+        area = geopandas.GeoDataFrame(geometry=[shapely.box(west, south, east, north)], crs=file.crs)
+    area.to_file(tmp_path / "aoi.gpkg")
+    url = f"{server.url}/sample.tif"
+    geoseg.predict(url, tmp_path / "far.tif", str(plain), chunk=256, aoi=str(tmp_path / "aoi.gpkg"))
+    assert 0 < server.sent < 0.35 * path.stat().st_size
+    geoseg.predict(path, tmp_path / "near.tif", str(plain), chunk=256, aoi=str(tmp_path / "aoi.gpkg"))
+    assert (tmp_path / "far.tif").read_bytes() == (tmp_path / "near.tif").read_bytes()
+
+
+def test_a_coarse_resolution_reads_overviews(server: Server, folder: Path) -> None:
+    coarse = open_scene(f"{server.url}/sample.tif", resolution=open_scene(folder / "sample.tif").resolution[0] * 4)
+    coarse.read(coarse.window)
+    assert 0 < server.sent < 0.35 * (folder / "sample.tif").stat().st_size
+
+
+def test_labels_are_vectorized_by_url(tmp_path: Path, server: Server, folder: Path, local: bytes) -> None:
+    (folder / "labels.tif").write_bytes(local)
+    assert vectorize(f"{server.url}/labels.tif", tmp_path / "far.gpkg") > 100
+    vectorize(folder / "labels.tif", tmp_path / "near.gpkg")
+    far = geopandas.read_file(tmp_path / "far.gpkg", layer="far")
+    near = geopandas.read_file(tmp_path / "near.gpkg", layer="near")
+    assert far.equals(near)
+
+
+@pytest.mark.parametrize("name", ["gone.tif", "page.tif"])
+def test_a_url_without_a_raster_is_one_sentence(tmp_path: Path, server: Server, plain: Path, name: str) -> None:
+    url = f"{server.url}/{name}"
+    for call in (
+        lambda: geoseg.open(url),
+        lambda: geoseg.predict(url, tmp_path / "out.gpkg", str(plain)),
+        lambda: vectorize(url, tmp_path / "out.gpkg"),
+    ):
+        with pytest.raises(SceneError) as caught:
+            call()
+        assert str(caught.value).startswith(url)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path, plain: Path) -> None:
+    with pytest.raises(SceneError, match=r"^http://127\.0\.0\.1:9/scene\.tif ") as caught:
+        geoseg.predict("http://127.0.0.1:9/scene.tif", tmp_path / "out.gpkg", str(plain))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_by_url_gives_the_labels_of_the_local_one(
+    tmp_path: Path, server: Server, folder: Path, plain: Path, local: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEOSEG_CACHE", str(tmp_path / "cache"))
+    (folder / "model.safetensors").write_bytes(plain.read_bytes())
+    url = f"{server.url}/model.safetensors"
+    geoseg.predict(f"{server.url}/town.tif", tmp_path / "out.tif", url, chunk=256)
+    assert (tmp_path / "out.tif").read_bytes() == local
+    with pytest.raises(BundleError, match=r"gone\.safetensors cannot be downloaded"):
+        geoseg.predict(folder / "town.tif", tmp_path / "new.tif", f"{server.url}/gone.safetensors")
+    assert not (tmp_path / "new.tif").exists()
+
+
+@pytest.fixture
+def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket on a server of moto with the town in it."""
+    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    running = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": "us-east-1",
+            "AWS_S3_ENDPOINT": f"{host}:{port}",
+            "AWS_HTTPS": "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+        client.create_bucket(Bucket="scenes")
+        client.upload_file(str(folder / "town.tif"), "scenes", "nepal/town.tif")
+        yield "scenes"
+    finally:
+        running.stop()
+
+
+def test_a_scene_in_a_bucket_gives_the_labels_of_the_local_file(
+    tmp_path: Path, bucket: str, plain: Path, local: bytes
+) -> None:
+    geoseg.predict(f"s3://{bucket}/nepal/town.tif", tmp_path / "out.tif", str(plain), chunk=256)
+    assert (tmp_path / "out.tif").read_bytes() == local
+    with pytest.raises(SceneError, match=r"^s3://scenes/nepal/gone\.tif ") as caught:
+        geoseg.open(f"s3://{bucket}/nepal/gone.tif")
+    assert "\n" not in str(caught.value)
