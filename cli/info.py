@@ -63,7 +63,7 @@ def _model(path: str) -> dict[str, Any]:
     return {
         "model": bundle.path,
         "method": description.method,
-        "settings": {k: v for k, v in description.settings.items() if not isinstance(v, list) or len(v) <= 16},
+        "settings": {k: v for k, v in description.settings.items() if not isinstance(v, list)},
         "values": bundle.parameters,
         "bands": description.bands,
         "resolution": f"{description.resolution:g} m" if description.resolution else "any",

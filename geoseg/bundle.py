@@ -215,16 +215,18 @@ def _header(path: str) -> dict[str, Any]:
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as file:
-            start = file.read(8)
-            if start[:2] == b"PK" or start[:1] == b"\x80":
+            start = file.read(9)
+            length = struct.unpack("<Q", start[:8])[0] if len(start) == 9 else 0
+            fits = 2 <= length <= min(size - 8, _HEADER_LIMIT) and start[8:] == b"{"
+            # Only what cannot be safetensors is asked for its kind: the length of a header may begin like a pickle.
+            if not fits and (start[:2] == b"PK" or start[:1] == b"\x80"):
                 raise BundleError(
                     f"{path} is a pickle (a torch or joblib file), which could run any code when opened, so it was not "
                     "opened: give a geoseg bundle (.safetensors)."
                 )
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            if not fits:
                 raise BundleError(f"{path} is not a safetensors file, or it is cut short: give a geoseg bundle.")
-            header = json.loads(file.read(length))
+            header = json.loads(start[8:] + file.read(length - 1))
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist: check the path of the model.") from error
     except (OSError, IsADirectoryError) as error:

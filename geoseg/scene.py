@@ -208,6 +208,23 @@ class Scene:
         level = max((i for i, factor in enumerate(factors) if factor <= min(ratio) * 1.001), default=None)
         return replace(own, geobox=geobox, warp=Warp(level, ratio))
 
+    def with_bands(self, bands: Sequence[int]) -> Scene:
+        """Return the same scene with some of its bands, by their index in the file (from 1), in another order.
+
+        Raises:
+            SceneError: a band that is not among the scene's.
+        """
+        if not set(bands) <= set(self.bands):
+            raise SceneError(f"{self.path} was opened with the bands {self.bands}, which do not hold all of {bands}.")
+        places = [self.bands.index(band) for band in bands]
+        return replace(
+            self,
+            bands=tuple(bands),
+            band_names=tuple(self.band_names[i] for i in places),
+            nodata=tuple(self.nodata[i] for i in places),
+            _open=threading.local(),
+        )
+
     def at_resolution(self, metres: float) -> Scene:
         """Return the scene at ``metres`` of true ground per pixel, in its own CRS and orientation.
 
@@ -273,6 +290,7 @@ def _describe(
     alpha = alpha_band(dataset)
     names = band_names(dataset)
     chosen = choose_bands(path, names, alpha, bands)
+    alpha = None if alpha in chosen else alpha  # asked for as a band, it is one
     dtypes = {dataset.dtypes[i - 1] for i in chosen}
     if any(np.dtype(dtype).kind == "c" for dtype in dtypes if not dtype.startswith("complex_")) or any(
         dtype.startswith("complex") for dtype in dtypes

@@ -129,9 +129,13 @@ def refuse_truncated(dataset: rasterio.DatasetReader) -> None:
 
 
 def alpha_band(dataset: rasterio.DatasetReader) -> int | None:
-    """Return the index (from 1) of the alpha band, if there is one."""
-    for index, meaning in zip(dataset.indexes, dataset.colorinterp, strict=True):
-        if meaning is ColorInterp.alpha:
+    """Return the index (from 1) of the alpha band, if there is one.
+
+    GDAL calls the fourth of four 8-bit bands alpha unless told otherwise, near infrared too; so one that bears another
+    name is not believed to be alpha.
+    """
+    for index, meaning, text in zip(dataset.indexes, dataset.colorinterp, dataset.descriptions, strict=True):
+        if meaning is ColorInterp.alpha and (not text or text.lower() in {"alpha", "mask", "opacity"}):
             return int(index)
     return None
 

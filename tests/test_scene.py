@@ -129,6 +129,19 @@ def test_nodata_from_value_alpha_mask_nan_and_user(raster: Make, tmp_path: Path)
         assert np.isfinite(pixels.data).all()
 
 
+def test_near_infrared_is_not_taken_for_alpha(raster: Make) -> None:
+    image = asymmetric(4, 20, 30)
+    image[3, 4, 4] = 0
+    unnamed = open_scene(raster(image, "rgba.tif"))
+    assert (unnamed.bands, unnamed.alpha) == ((1, 2, 3), 4)  # what GDAL says of four 8-bit bands
+    assert not unnamed.read(Window(4, 4, 1, 1)).valid.any()
+    named = open_scene(raster(image, "nir.tif", descriptions=["red", "green", "blue", "nir"]))
+    asked = open_scene(raster(image, "asked.tif"), bands=[1, 2, 3, 4])
+    for scene in (named, asked):
+        assert (scene.bands, scene.alpha) == ((1, 2, 3, 4), None)
+        assert scene.read(Window(4, 4, 1, 1)).valid.all()
+
+
 def test_a_sentinel_in_one_float_band_spoils_the_pixel(raster: Make) -> None:
     image = asymmetric(2, 10, 10, "float32")
     image[1, 4, 4] = -9999

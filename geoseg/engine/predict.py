@@ -229,15 +229,17 @@ def _digest(path: str) -> str:
 def _with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:
     """Return the scene with the model's bands: as chosen by the user, else by name, else all if their number fits."""
     count = len(spec.bands)
-    if len(scene.bands) != count and options.bands is None:
+    if options.bands is None:
         names = [name.lower() for name in scene.band_names]
         if all(band.lower() in names for band in spec.bands):
-            return open_scene(scene.path, bands=list(spec.bands), nodata=options.nodata)
+            wanted = tuple(scene.bands[names.index(band.lower())] for band in spec.bands)
+            return scene if wanted == scene.bands else scene.with_bands(wanted)
     if len(scene.bands) != count:
+        example = f", for example --bands {','.join(str(i + 1) for i in range(count))}"
         raise SceneError(
             f"{scene.path} has {len(scene.bands)} bands ({', '.join(scene.band_names)}) where the model takes {count} "
-            f"({', '.join(spec.bands)}): choose them with --bands, for example --bands "
-            f"{','.join(str(i + 1) for i in range(count))}."
+            f"({', '.join(spec.bands)}): choose them with --bands{example if count <= len(scene.bands) else ''}, "
+            "or use another model."
         )
     return scene
 

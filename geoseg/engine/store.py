@@ -88,6 +88,7 @@ class ChunkStore:
             if fresh:
                 self._empty()
             self._claim(fingerprint)
+            self._sweep()
             yield self.done()
 
     def remove(self) -> None:
@@ -133,6 +134,13 @@ class ChunkStore:
                 "give an empty or new folder as --workdir."
             )
         write_atomically(record, json.dumps({"fingerprint": fingerprint}).encode())
+
+    def _sweep(self) -> None:
+        """Delete what a killed run left half done; nobody else is at work here while the lock is held."""
+        for folder in self.folder.glob("polygons-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for part in self.folder.glob("r*/.c*.part"):
+            part.unlink(missing_ok=True)
 
     def _empty(self) -> None:
         """Throw away a run's chunks, but only in a folder that a run has claimed."""

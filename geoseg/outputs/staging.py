@@ -41,7 +41,7 @@ def check_place(path: str | os.PathLike[str], overwrite: bool) -> None:
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} of the output {path.name} does not exist: create it first.")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: choose another name, or ask for it to be replaced (overwrite).")
+        raise OutputError(f"{path} exists already: choose another name or pass --overwrite.")
     try:
         os.rmdir(_hidden_folder(path))
     except OSError as error:

@@ -82,7 +82,7 @@ def test_killed_at_random_moments_and_resumed_byte_for_byte(
         assert done.returncode == 0, done.stderr
         assert "found done" in done.stderr
     assert {name: (tmp_path / name).read_bytes() for name in OUTPUTS} == undisturbed
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out") and not p.name.endswith(".part")] == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out") and p.suffix != ".partial"] == []
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes]) -> None:
@@ -184,3 +184,21 @@ def test_the_store_counts_only_its_own_chunks(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     assert store.done() == {1}
+
+
+def test_what_a_killed_run_left_half_done_is_swept_away(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path / "work", ChunkGrid((100, 100), 50))
+    with store.opened("one"):
+        pass
+    (store.folder / "polygons-abc").mkdir()
+    (store.folder / "polygons-abc" / "spool.db").write_text("half")
+    (store.folder / "r00000").mkdir()
+    for name in (".c00000.tif.x.part", "c00001.tif"):
+        (store.folder / "r00000" / name).write_text("")
+    with store.opened("one") as done:
+        assert done == {1}
+    assert sorted(p.name for p in store.folder.rglob("*") if p.name not in {"lock", "holder"}) == [
+        "c00001.tif",
+        "r00000",
+        "run.json",
+    ]

@@ -212,3 +212,19 @@ def test_reduced_precision_gives_nearly_the_same(tmp_path: Path, town: Path, pla
     geoseg.predict(town, tmp_path / "b.tif", str(plain), precision=precision)
     with rasterio.open(tmp_path / "a.tif") as one, rasterio.open(tmp_path / "b.tif") as two:
         assert 0 < (one.read(1) != two.read(1)).mean() < 0.1
+
+
+def test_bands_go_by_name_before_they_go_by_number(tmp_path: Path, town: Path, plain: Path) -> None:
+    with rasterio.open(town) as file:
+        array, profile = file.read(), file.profile
+    turned = tmp_path / "turned.tif"
+    with rasterio.open(turned, "w", **profile | {"count": 4}) as file:
+        file.write(np.concatenate([array[::-1], array[:1]]))
+        file.descriptions = ["Blue", "Green", "Red", "NIR"]
+    made = []
+    for scene in (town, turned):
+        out = tmp_path / f"{scene.stem}.labels.tif"
+        geoseg.predict(scene, out, str(plain))
+        with rasterio.open(out) as file:
+            made.append(file.read(1))
+    np.testing.assert_array_equal(*made)
