@@ -100,14 +100,14 @@ class Classes(Sequence[LabelClass]):
         raise LabelsError(f"label value {value} belongs to no class: known values are {_listed(self.ids)}.")
 
     def find(self, name_or_id: str) -> LabelClass:
-        """Return the class called ``name_or_id``, or with that id.
+        """Return the class called ``name_or_id``, or with that id if none is called so.
 
         Raises:
             LabelsError: there is none.
         """
-        for item in self.items:
-            if name_or_id in (item.name, str(item.id)):
-                return item
+        for known in ({c.name: c for c in self.items}, {str(c.id): c for c in self.items}):
+            if name_or_id in known:
+                return known[name_or_id]
         raise LabelsError(f"there is no class {name_or_id!r}: the classes are {', '.join(c.name for c in self.items)}.")
 
     def as_dicts(self) -> list[dict[str, Any]]:

@@ -129,8 +129,8 @@ def test_a_scene_without_a_crs_is_refused_with_a_way_out(tmp_path: Path, plain: 
 def test_another_number_of_bands_points_to_the_option(tmp_path: Path, plain: Path, fails: Fails, bands: int) -> None:
     path = write_raster(tmp_path / "many.tif", asymmetric(bands, 30, 30), photometric="minisblack")
     said = fails("predict", path, tmp_path / "out.gpkg", "-m", plain, "-q")
-    assert f"many.tif has {bands} bands" in said
-    assert "--bands 1,2,3" in said
+    assert f"many.tif has {bands} band" in said
+    assert ("--bands 1,2,3" if bands > 3 else "--bands") in said
 
 
 def test_bands_that_are_not_there_are_listed(tmp_path: Path, scene: Path, plain: Path, fails: Fails) -> None:

@@ -170,7 +170,7 @@ def test_an_existing_file_and_its_journals_are_replaced_at_the_end(tmp_path, blo
         ("map.shp", r"map\.shp has the suffix '\.shp': use one of \.geojson, .*\.parquet\.$"),
         ("map", r"map has no suffix: use one of"),
         ("nowhere/map.gpkg", r"the folder .*nowhere of the output map\.gpkg does not exist: create it first\.$"),
-        ("there.geojson", r"there\.geojson exists: choose another name"),
+        ("there.geojson", r"there\.geojson exists already: choose another name"),
         ("folder.gpkg", r"folder\.gpkg is a folder"),
     ],
 )
