@@ -48,19 +48,35 @@ def segment_chunk(
         RunError: ``stopped`` became true on the way.
     """
     window = plan.chunks.window(number)
-    wanted = _wanted(plan, window)
-    labels = np.full(window.shape, plan.classes.nodata, np.uint16)
-    confidence = np.full(window.shape, CONFIDENCE_NODATA, np.uint16)
+    chunk = _Chunk(
+        plan,
+        runner,
+        stopped,
+        window,
+        wanted=_wanted(plan, window),
+        labels=np.full(window.shape, plan.classes.nodata, np.uint16),
+        confidence=np.full(window.shape, CONFIDENCE_NODATA, np.uint16),
+    )
     computed = 0
-    if wanted.any():
-        if plan.same_grid and plan.blend == "crop":
-            computed = _crop(plan, runner, window, wanted, labels, confidence, stopped)
-        else:
-            computed = _blend(plan, runner, window, wanted, labels, confidence, stopped)
+    if chunk.wanted.any():
+        computed = _crop(chunk) if plan.same_grid and plan.blend == "crop" else _blend(chunk)
     if not plan.probabilistic:
-        confidence[:] = CONFIDENCE_NODATA
-    labelled = int(np.count_nonzero(labels != plan.classes.nodata))
-    return np.stack([labels, confidence]), Outcome(number, labelled, computed)
+        chunk.confidence[:] = CONFIDENCE_NODATA
+    labelled = int(np.count_nonzero(chunk.labels != plan.classes.nodata))
+    return np.stack([chunk.labels, chunk.confidence]), Outcome(number, labelled, computed)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk at work: how it is computed, which of its pixels are wanted, and the arrays (H, W) to be filled."""
+
+    plan: Plan
+    runner: Runner
+    stopped: Callable[[], bool]
+    window: Window
+    wanted: NDArray[np.bool_]
+    labels: NDArray[np.uint16]
+    confidence: NDArray[np.uint16]
 
 
 def _wanted(plan: Plan, window: Window) -> NDArray[np.bool_]:
@@ -78,17 +94,9 @@ def _corners(window: Window) -> list[tuple[int, int]]:
     return [(0, 0), (window.width, 0), (window.width, window.height), (0, window.height)]
 
 
-def _crop(
-    plan: Plan,
-    runner: Runner,
-    window: Window,
-    wanted: NDArray[np.bool_],
-    labels: NDArray[np.uint16],
-    confidence: NDArray[np.uint16],
-    stopped: Callable[[], bool],
-) -> int:
+def _crop(chunk: _Chunk) -> int:
     """Fill the chunk from the cores of its tiles; return the number of tiles computed."""
-    grid = plan.tiles
+    grid, window, wanted = chunk.plan.tiles, chunk.window, chunk.wanted
     positions = grid.covering(window)
     cores = {grid.tile_window(position): grid.core_window(position) for position in positions}
     valid: dict[Window, NDArray[np.bool_]] = {}
@@ -102,28 +110,21 @@ def _crop(
         return False
 
     computed = 0
-    for scores in _scored(plan, runner, list(cores), needed, stopped, probabilities=False):
+    for scores in _scored(chunk, list(cores), needed, probabilities=False):
         assert scores.labels is not None
         assert scores.confidence is not None
         for index, tile in enumerate(scores.windows):
             part = cores[tile].intersect(window)
             mask = valid.pop(tile)
-            for target, values in ((labels, scores.labels), (confidence, scores.confidence)):
+            for target, values in ((chunk.labels, scores.labels), (chunk.confidence, scores.confidence)):
                 target[part.within(window)][mask] = values[index][part.within(tile)][mask]
             computed += 1
     return computed
 
 
-def _blend(
-    plan: Plan,
-    runner: Runner,
-    window: Window,
-    wanted: NDArray[np.bool_],
-    labels: NDArray[np.uint16],
-    confidence: NDArray[np.uint16],
-    stopped: Callable[[], bool],
-) -> int:
+def _blend(chunk: _Chunk) -> int:
     """Fill the chunk from weighted, and if need be interpolated, probabilities; return the number of tiles computed."""
+    plan, window, wanted = chunk.plan, chunk.window, chunk.wanted
     grid = plan.tiles
     inner = window if plan.same_grid else _model_window(plan, window)
     overlap = grid.halo if plan.blend == "hann" else 0
@@ -142,7 +143,7 @@ def _blend(
         return True
 
     computed = 0
-    for scores in _scored(plan, runner, list(reach), needed, stopped, probabilities=True):
+    for scores in _scored(chunk, list(reach), needed, probabilities=True):
         assert scores.probabilities is not None
         for index, tile in enumerate(scores.windows):
             part = reach[tile].intersect(inner)
@@ -158,8 +159,8 @@ def _blend(
     ids = np.array(plan.classes.ids, np.uint16)
     channel = total.argmax(0)
     best = np.take_along_axis(total, channel[None], 0)[0] / np.where(known, weight, 1)
-    labels[known] = ids[channel[known]]
-    confidence[known] = np.clip(np.rint(best[known] * CONFIDENCE_SCALE), 0, CONFIDENCE_SCALE).astype(np.uint16)
+    chunk.labels[known] = ids[channel[known]]
+    chunk.confidence[known] = np.clip(np.rint(best[known] * CONFIDENCE_SCALE), 0, CONFIDENCE_SCALE).astype(np.uint16)
     return computed
 
 
@@ -199,19 +200,14 @@ def _interpolated(
 
 
 def _scored(
-    plan: Plan,
-    runner: Runner,
-    windows: list[Window],
-    needed: Callable[[Pixels], bool],
-    stopped: Callable[[], bool],
-    *,
-    probabilities: bool,
+    chunk: _Chunk, windows: list[Window], needed: Callable[[Pixels], bool], *, probabilities: bool
 ) -> Iterator[Scores]:
     """Read the tiles ahead of the network and yield their scores, batch by batch."""
+    runner = chunk.runner
 
     def batches() -> Iterator[Tiles]:
         waiting: list[Pixels] = []
-        for pixels in _tile_pixels(plan.model_scene, windows):
+        for pixels in _tile_pixels(chunk.plan.model_scene, windows):
             if needed(pixels):
                 waiting.append(pixels)
             if len(waiting) == runner.batch:
@@ -221,7 +217,7 @@ def _scored(
             yield runner.tiles(waiting)
 
     for scores in runner.run(read_ahead(batches(), _READ_AHEAD), probabilities=probabilities):
-        if stopped():
+        if chunk.stopped():
             raise RunError("the run was stopped.")
         yield scores
 

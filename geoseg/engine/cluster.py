@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from geoseg.engine.chunk import Outcome
     from geoseg.engine.device import Runner
 
+# Seconds to wait for a scheduler, and for local workers, which import a good deal first.
+_REACH_TIMEOUT = 30
 _START_TIMEOUT = 120
 # Dask's own HTTP servers cannot be left out: on this machine alone, on any free port (its default may be taken).
 _UNSEEN: dict[str, Any] = {
@@ -148,7 +150,7 @@ def connected(workers: int = 0, scheduler: str | None = None) -> Iterator[tuple[
         try:
             if scheduler:
                 place = {"scheduler_file": scheduler} if os.path.exists(scheduler) else {"address": scheduler}
-                client = stack.enter_context(Client(**place, timeout=_START_TIMEOUT, set_as_default=False))
+                client = stack.enter_context(Client(**place, timeout=_REACH_TIMEOUT, set_as_default=False))
                 processes = 1
             elif workers:
                 cluster = stack.enter_context(

@@ -236,10 +236,10 @@ def _with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:
             return scene if wanted == scene.bands else scene.with_bands(wanted)
     if len(scene.bands) != count:
         example = f", for example --bands {','.join(str(i + 1) for i in range(count))}"
+        has = f"{len(scene.bands)} band{'s' if len(scene.bands) > 1 else ''} ({', '.join(scene.band_names)})"
         raise SceneError(
-            f"{scene.path} has {len(scene.bands)} bands ({', '.join(scene.band_names)}) where the model takes {count} "
-            f"({', '.join(spec.bands)}): choose them with --bands{example if count <= len(scene.bands) else ''}, "
-            "or use another model."
+            f"{scene.path} has {has} where the model takes {count} ({', '.join(spec.bands)}): "
+            f"choose them with --bands{example if count <= len(scene.bands) else ''}, or use another model."
         )
     return scene
 

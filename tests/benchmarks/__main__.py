@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [overhead] [memory]``: run on purpose, on a quiet machine; prints ratios."""
+"""``python -m tests.benchmarks [startup] [overhead] [memory]``: run on purpose, on a quiet machine; prints ratios."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import bench_memory, bench_overhead
+from tests.benchmarks import bench_memory, bench_overhead, bench_startup
 
-_ALL = {"overhead": bench_overhead.main, "memory": bench_memory.main}
+_ALL = {"startup": bench_startup.main, "overhead": bench_overhead.main, "memory": bench_memory.main}
 
 
 def main() -> None:

@@ -493,7 +493,7 @@ def test_a_device_that_is_not_there_is_told(tmp_path: Path, scene: Path, plain: 
 def test_a_scheduler_that_cannot_be_reached_is_named(
     tmp_path: Path, scene: Path, plain: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:
-    monkeypatch.setattr("geoseg.engine.cluster._START_TIMEOUT", 1)
+    monkeypatch.setattr("geoseg.engine.cluster._REACH_TIMEOUT", 1)
     work = tmp_path / "work"
     said = fails(
         "predict", scene, tmp_path / "out.gpkg", "-m", plain, "--scheduler", scheduler, "--workdir", work, "-q"
