@@ -66,10 +66,8 @@ _RUN = (
     click.option(
         "--chunk",
         type=click.IntRange(min=1),
-        default=2048,
-        show_default=True,
         metavar="PX",
-        help="Side of a chunk, rounded to whole tile cores.",
+        help="Side of a chunk, rounded to whole tile cores [default: 2048, or 4096 for --blend hann].",
     ),
     click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of a tile, halo included."),
     click.option(

@@ -70,10 +70,14 @@ class Window:
 
 @dataclass(frozen=True)
 class ChunkGrid:
-    """A partition of a raster of ``shape`` (height, width) into squares of ``size`` pixels, cut at the far edges."""
+    """A partition of a raster of ``shape`` (height, width) into squares of ``size`` pixels, cut at the far edges.
+
+    ``offset`` moves the lines between chunks by so many pixels to the right and down; the first chunks are then larger.
+    """
 
     shape: tuple[int, int]
     size: int
+    offset: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a size that makes no chunks.
@@ -83,11 +87,14 @@ class ChunkGrid:
         """
         if self.size < 1:
             raise ConfigError(f"the chunk size is {self.size}: it must be at least 1 pixel.")
+        if not 0 <= self.offset < self.size:
+            raise ConfigError(f"the offset of chunks is {self.offset}: it must be 0 or more, and less than their size.")
 
     @cached_property
     def counts(self) -> tuple[int, int]:
         """Number of chunk rows and chunk columns."""
-        return (-(-self.shape[0] // self.size), -(-self.shape[1] // self.size))
+        rows, cols = (max(1, -(-(length - self.offset) // self.size)) for length in self.shape)
+        return (rows, cols)
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -99,9 +106,11 @@ class ChunkGrid:
 
     def window(self, number: int) -> Window:
         """Return chunk ``number``; chunks are numbered row by row from 0."""
-        chunk_row, chunk_col = divmod(number, self.counts[1])
-        row, col = chunk_row * self.size, chunk_col * self.size
-        return Window(row, col, min(self.size, self.shape[0] - row), min(self.size, self.shape[1] - col))
+        (row, row_stop), (col, col_stop) = (
+            (place * self.size + self.offset if place else 0, min((place + 1) * self.size + self.offset, length))
+            for place, length in zip(divmod(number, self.counts[1]), self.shape, strict=True)
+        )
+        return Window(row, col, row_stop - row, col_stop - col)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from geoseg.grid import ChunkGrid, TileGrid, Window, blend_weights, reflected
 sizes = st.integers(1, 300)
 
 
-@given(sizes, sizes, st.integers(1, 400))
-def test_chunks_partition_the_scene(height: int, width: int, size: int) -> None:
+@given(sizes, sizes, st.integers(1, 400), st.integers(0, 399))
+def test_chunks_partition_the_scene(height: int, width: int, size: int, offset: int) -> None:
     seen = np.zeros((height, width), int)
-    chunks = ChunkGrid((height, width), size)
+    chunks = ChunkGrid((height, width), size, offset % size)
     for number, window in enumerate(chunks):
         assert window == chunks.window(number)
+        assert not window.empty
         seen[window.within(Window(0, 0, height, width))] += 1
     assert (seen == 1).all()
 

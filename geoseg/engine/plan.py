@@ -120,7 +120,7 @@ class Plan:
             "method": method,
             "classes": self.classes.as_dicts(),
             "tile": [self.tiles.tile, self.tiles.halo],
-            "chunk": self.chunks.size,
+            "chunk": [self.chunks.size, self.chunks.offset],
             "blend": self.blend,
             "precision": self.precision,
             "aoi": hashlib.sha256(self.aoi).hexdigest() if self.aoi else None,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from geoseg.segmenters.interface import Segmenter, Spec
 
 DEFAULT_CHUNK = 2048
+# Where tiles are blended, those on a line between chunks are computed for both: larger chunks, if scores leave room.
+_BLENDED_CHUNK = 4096
+_SCORES_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Options:
         nodata: value that means "no data", in place of what the file says.
         resolution: true ground metres per pixel to work at; by default the model's, else the scene's.
         output_grid: ``model`` writes on the grid the model saw, ``scene`` on the scene's own.
-        chunk, tile: pixels; the chunk is rounded to whole tile cores.
+        chunk: pixels, rounded to whole tile cores; by default 2048, or 4096 where tiles are blended.
+        tile: pixels, halo included.
         halo: pixels, or None for what the model asks.
         blend: ``crop`` or ``hann``.
         tta: average over the eight flips and quarter turns of every tile.
@@ -57,7 +61,7 @@ class Options:
     nodata: float | None = None
     resolution: float | None = None
     output_grid: Literal["model", "scene"] = "model"
-    chunk: int = DEFAULT_CHUNK
+    chunk: int | None = None
     tile: int | None = None
     halo: int | None = None
     blend: Blend = "crop"
@@ -168,6 +172,8 @@ def make_plan(
     own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
     own = _with_bands_of(own, spec, options)
     outputs.check_scene(own)
+    if options.confidence and not spec.probabilistic:
+        raise ConfigError("this model has no confidence to write: leave --confidence out.")
     aoi = read_aoi(options.aoi, own) if options.aoi else None
     model_scene, notes = _at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
@@ -192,7 +198,7 @@ def make_plan(
         classes=classes,
         probabilistic=spec.probabilistic,
         tiles=tiles,
-        chunks=ChunkGrid(source.shape, _chunk(options.chunk, tiles, source, model_scene)),
+        chunks=_chunks(options, tiles, source, model_scene, len(classes)),
         blend=options.blend,
         batch=options.batch,
         device=options.device,
@@ -271,14 +277,22 @@ def _tiles(spec: Spec, options: Options) -> TileGrid:
     return TileGrid(tile, halo)
 
 
-def _chunk(asked: int, tiles: TileGrid, source: Scene, model_scene: Scene) -> int:
-    """Return the side of a chunk on the outputs' grid: the one asked for, in whole tile cores.
+def _chunks(options: Options, tiles: TileGrid, source: Scene, model_scene: Scene, classes: int) -> ChunkGrid:
+    """Return the chunks of the outputs' grid: of the size asked for, in whole tile cores.
 
-    A tile is then computed for one chunk only.  Where the model sees a finer grid, chunks shrink to bound memory.
+    With tiles cut at their cores, each is then computed for one chunk only.  Blended tiles reach into their
+    neighbours' cores, so lines between chunks run through the middle of cores, where only one row of tiles meets
+    them.  Where the model sees a finer grid, chunks shrink to bound memory.
     """
+    blended = options.blend == "hann"
+    asked = options.chunk
+    if asked is None:
+        roomy = blended and classes * _BLENDED_CHUNK**2 * 4 <= _SCORES_BYTES
+        asked = _BLENDED_CHUNK if roomy else DEFAULT_CHUNK
     if asked < 1:
         raise ConfigError(f"--chunk {asked} makes no chunks: give a number of pixels, such as {DEFAULT_CHUNK}.")
     if source.geobox != model_scene.geobox:
         finer = max(1.0, max(a / b for a, b in zip(source.resolution, model_scene.resolution, strict=True)))
-        return max(64, int(asked / finer))
-    return max(1, round(asked / tiles.core)) * tiles.core
+        return ChunkGrid(source.shape, max(64, int(asked / finer)))
+    size = max(1, round(asked / tiles.core)) * tiles.core
+    return ChunkGrid(source.shape, size, tiles.core // 2 if blended else 0)

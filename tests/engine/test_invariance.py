@@ -228,3 +228,11 @@ def test_bands_go_by_name_before_they_go_by_number(tmp_path: Path, town: Path, p
         with rasterio.open(out) as file:
             made.append(file.read(1))
     np.testing.assert_array_equal(*made)
+
+
+def test_blended_tiles_are_seldom_computed_twice(tmp_path: Path, town: Path, plain: Path) -> None:
+    whole = geoseg.predict(town, tmp_path / "whole.tif", str(plain), blend="hann", halo=16, chunk=2000)
+    parts = geoseg.predict(town, tmp_path / "parts.tif", str(plain), blend="hann", halo=16, chunk=3 * 96)
+    assert parts.chunks == 9
+    assert parts.tiles <= whole.tiles * (4 / 3) ** 2  # one more row and column of tiles for three
+    assert (tmp_path / "whole.tif").read_bytes() == (tmp_path / "parts.tif").read_bytes()
