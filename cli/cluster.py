@@ -43,9 +43,11 @@ def command(
       geoseg cluster scene.tif segments.gpkg --segments 6 --save-model segments.safetensors
     """
     import geoseg
+    from geoseg.engine.allocator import keep_freed_memory
     from geoseg.segmenters.clustering_fit import ClusteringSettings
 
     settings = ClusteringSettings(target_segments=segments, seed=seed)
+    keep_freed_memory()
     with shown(quiet) as progress:
         report = geoseg.cluster(
             scene, out, method=method, settings=settings, save_model=save_model, progress=progress, **options

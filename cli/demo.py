@@ -25,11 +25,13 @@ def command(folder: str, workers: int, quiet: bool) -> None:
     """
     import geoseg
     from geoseg.data import sample_scene
+    from geoseg.engine.allocator import keep_freed_memory
     from geoseg.outputs.preview import write_preview
     from geoseg.segmenters.clustering_fit import ClusteringSettings
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     with shown(quiet) as progress:
         report = geoseg.cluster(
             sample_scene(),

@@ -35,7 +35,9 @@ def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options
       geoseg predict scene.tif roofs.gpkg -m model.safetensors --labels roofs.tif --min-area 10
     """
     import geoseg
+    from geoseg.engine.allocator import keep_freed_memory
 
+    keep_freed_memory()
     with shown(quiet) as progress:
         report = geoseg.predict(scene, out, list(model), progress=progress, **options)
     say_report(report)

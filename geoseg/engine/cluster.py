@@ -13,6 +13,7 @@ import dask
 from distributed import Client, LocalCluster, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from geoseg.engine.allocator import keep_freed_memory
 from geoseg.engine.plan import Plan, Recipe
 from geoseg.engine.store import ChunkStore
 from geoseg.errors import RunError, one_line
@@ -87,6 +88,8 @@ class JobPlugin(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Keep the plan on the worker."""
+        if worker.nanny is not None:  # a process of Dask's, not one of somebody else's
+            keep_freed_memory()
         _JOBS.setdefault(self.key, Job(self.plan, self.workers))
 
     def teardown(self, worker: Any) -> None:

@@ -38,18 +38,19 @@ class Recipe:
         Raises:
             BundleError: a bundle is missing here, or is not the one that the run was planned with.
         """
-        from geoseg.bundle import file_digest
+        from geoseg.bundle import read_bundle
         from geoseg.segmenters.ensemble import Ensemble
-        from geoseg.segmenters.loading import load
+        from geoseg.segmenters.loading import segmenter_of
 
         known = _BUILT.get(self)
         if known is not None:
             return known
         members = []
         for path, digest in self.bundles:
-            members.append(load(path))
-            if file_digest(path) != digest:
+            bundle = read_bundle(path)
+            if bundle.digest != digest:
                 raise BundleError(f"{path} has changed since the run began: start the run again.")
+            members.append(segmenter_of(bundle))
         segmenter = members[0] if len(members) == 1 else Ensemble(members)
         segmenter = augmented(segmenter) if self.tta else segmenter
         _BUILT[self] = segmenter

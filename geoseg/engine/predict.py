@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from geoseg.bundle import file_digest
+from geoseg.bundle import read_bundle
 from geoseg.engine.assemble import Outputs, assemble
 from geoseg.engine.cluster import connected
 from geoseg.engine.plan import Blend, Plan, Precision, Recipe, augmented
@@ -221,15 +221,8 @@ def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmen
     if not names:
         raise ConfigError("no model was given: name at least one bundle.")
     paths = [os.path.abspath(resolve_bundle(name)) for name in names]
-    recipe = Recipe(tuple((path, _digest(path)) for path in paths), options.tta)
+    recipe = Recipe(tuple((path, read_bundle(path).digest) for path in paths), options.tta)
     return recipe, recipe.build()
-
-
-def _digest(path: str) -> str:
-    from geoseg.bundle import read_bundle
-
-    read_bundle(path)  # refuses what is not a bundle before it is read whole
-    return file_digest(path)
 
 
 def _with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:

@@ -16,7 +16,6 @@ from geoseg.outputs.attributes import Attributes, grouped
 from geoseg.outputs.geojson import GeoJSON, GeoJSONSequence, check_lonlat
 from geoseg.outputs.qgis import write_vector_style
 from geoseg.outputs.staging import check_place, staged, writing
-from geoseg.outputs.tables import FlatGeobuf, GeoPackage, GeoParquet, check_parquet
 from geoseg.vector.features import Features
 
 
@@ -35,10 +34,23 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """A vector format: what makes its sink, and whether it is written in longitude and latitude."""
+    """A vector format: what makes its sink, whether it is in longitude and latitude, and whether it takes pyarrow."""
 
     sink: Callable[[Path, Attributes, pyproj.CRS], Sink]
     lonlat: bool = False
+    arrow: bool = False
+
+
+def _table(name: str) -> Callable[[Path, Attributes, pyproj.CRS], Sink]:
+    """Return what makes a sink of :mod:`geoseg.outputs.tables`, whose libraries take a while to import."""
+
+    def make(path: Path, attributes: Attributes, crs: pyproj.CRS) -> Sink:
+        from geoseg.outputs import tables
+
+        sink: Sink = getattr(tables, name)(path, attributes, crs)
+        return sink
+
+    return make
 
 
 _FORMATS: dict[str, Format] = {
@@ -46,9 +58,9 @@ _FORMATS: dict[str, Format] = {
     ".geojsonl": Format(GeoJSONSequence, lonlat=True),
     ".geojsons": Format(GeoJSONSequence, lonlat=True),
     ".ndjson": Format(GeoJSONSequence, lonlat=True),
-    ".gpkg": Format(GeoPackage),
-    ".fgb": Format(FlatGeobuf),
-    ".parquet": Format(GeoParquet),
+    ".gpkg": Format(_table("GeoPackage")),
+    ".fgb": Format(_table("FlatGeobuf")),
+    ".parquet": Format(_table("GeoParquet"), arrow=True),
 }
 
 
@@ -82,7 +94,9 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False, crs: pyp
     check_place(path, overwrite)
     if crs is not None and chosen.lonlat:
         check_lonlat(crs, path)
-    if chosen.sink is GeoParquet:
+    if chosen.arrow:
+        from geoseg.outputs.tables import check_parquet
+
         check_parquet(path)
 
 

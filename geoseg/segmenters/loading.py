@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from geoseg import __version__
-from geoseg.bundle import read_bundle
+from geoseg.bundle import Bundle, read_bundle
 from geoseg.errors import BundleError, one_line, unknown_name
 
 if TYPE_CHECKING:
@@ -30,7 +30,15 @@ def load(path: str | os.PathLike[str]) -> Segmenter:
     Raises:
         BundleError: there is no such bundle, it is damaged, or this version cannot use it.
     """
-    bundle = read_bundle(resolve_bundle(path))
+    return segmenter_of(read_bundle(resolve_bundle(path)))
+
+
+def segmenter_of(bundle: Bundle) -> Segmenter:
+    """Return the segmenter that an opened bundle holds.
+
+    Raises:
+        BundleError: the bundle is damaged, or this version cannot use it.
+    """
     if bundle.description.method == "feature-clustering":
         from geoseg.segmenters.clustering import FeatureClustering
 
