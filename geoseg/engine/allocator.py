@@ -13,7 +13,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep up to 512 MB that it has freed; returns whether the allocator could be told.
 
     A network frees and takes the same large arrays tile after tile.  By default glibc gives each back to the system
-    and faults every page in again, which costs a fifth of the CPU time of a U-Net; the peak of memory stays the same.
+    and faults every page in again: with a U-Net resnet18, 10 to 12 s of system time on a scene of 4096², and 1.5 to 3 s
+    when told to keep it.
     Meant for processes of our own: the settings hold for all of the process.
     """
     if not sys.platform.startswith("linux"):
