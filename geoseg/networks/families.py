@@ -1,4 +1,4 @@
-"""Networks from libraries, and the smallest of our own, behind one adapter that takes inputs of any size."""
+"""Networks of segmentation_models_pytorch, and the smallest of our own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from geoseg.errors import ConfigError, one_line, unknown_name
+from geoseg.networks.any_size import AnySize
 
 # What a reader is shown where no name comes close; there are over a thousand.
 _COMMON_ENCODERS = (
@@ -26,42 +27,6 @@ _COMMON_ENCODERS = (
 )
 # Arguments of the library's constructors that `create` sets itself, or that would change what comes out.
 _NOT_OPTIONS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs")
-
-
-class AnySize(nn.Module):
-    """Lets a network of a given stride take any height and width: mirror-pads, runs, and crops the scores.
-
-    The padding is below and right, so that the network's lattice starts at the input's first pixel.  The weights of
-    the network stand under ``network.`` in the state dict.
-    """
-
-    def __init__(self, network: nn.Module, stride: int, min_size: int = 1) -> None:
-        super().__init__()
-        self.network = network
-        self.stride = stride
-        self.min_size = min_size
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return scores (N, K, H, W) for ``pixels`` (N, C, H, W)."""
-        height, width = pixels.shape[-2:]
-        for axis, size in ((2, height), (3, width)):
-            target = -(-max(size, self.min_size) // self.stride) * self.stride
-            if target != size:
-                pixels = pixels.index_select(axis, mirrored(size, target, pixels.device))
-        scores: torch.Tensor = self.network(pixels)
-        return scores[..., :height, :width]
-
-
-def mirrored(size: int, target: int, device: torch.device) -> torch.Tensor:
-    """Return the index, along an axis of ``size`` pixels, of each of ``target`` ≥ ``size`` pixels: (target,) int64.
-
-    Pixels beyond the end are mirrored about the last and the first pixel as often as needed, which
-    ``torch.nn.functional.pad`` refuses for padding as wide as the input.
-    """
-    if size == 1:
-        return torch.zeros(target, dtype=torch.int64, device=device)
-    place = torch.arange(target, device=device) % (2 * size - 2)
-    return torch.minimum(place, 2 * size - 2 - place)
 
 
 class PlainConv(nn.Sequential):

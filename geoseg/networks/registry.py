@@ -33,6 +33,8 @@ class NetworkInfo:
         min_size: smallest side in pixels the network itself takes; smaller inputs are padded.
         fixed_size: the only side in pixels it takes, or None for any.
         source: the paper, or where the method is described.
+        auxiliary: names of the further outputs in training mode, for deep supervision; a network built with other
+            options may have fewer.
     """
 
     name: str
@@ -44,6 +46,7 @@ class NetworkInfo:
     min_size: int
     source: str
     fixed_size: int | None = None
+    auxiliary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,24 @@ def _family(
     return _Entry(info, "geoseg.networks.families:build_family", fixed)
 
 
+def _own(
+    name: str,
+    family: str,
+    summary: str,
+    source: str,
+    *,
+    encoder: str | None = "resnet34",
+    stride: int = 32,
+    tile_exact: bool = True,
+    min_size: int = 32,
+    auxiliary: tuple[str, ...] = (),
+    module: str | None = None,
+) -> _Entry:
+    """Return the entry of a network of ours, built by ``build_<name>`` in the module of its name."""
+    info = NetworkInfo(name, family, summary, encoder, stride, tile_exact, min_size, source, auxiliary=auxiliary)
+    return _Entry(info, f"geoseg.networks.{module or name}:build_{name}")
+
+
 _ENTRIES = {
     entry.info.name: entry
     for entry in (
@@ -88,6 +109,47 @@ _ENTRIES = {
                 source="Long, Shelhamer, Darrell 2015, arXiv 1411.4038 (the idea; this is the smallest such network)",
             ),
             "geoseg.networks.families:build_plainconv",
+        ),
+        _own(
+            "san",
+            "scale-aware",
+            "re-reads feature maps at learned positions and weights them by what it reads there",
+            "Lin, Jing, Song 2019, arXiv 1907.03089",
+        ),
+        _own(
+            "gsn",
+            "gated",
+            "decoder whose gates open where the coarser scores are uncertain",
+            "Wang et al. 2017, Remote Sensing 9(5) 446, doi 10.3390/rs9050446",
+            auxiliary=("aux_2", "aux_3", "aux_4", "aux_5"),
+        ),
+        _own(
+            "hrnet",
+            "high resolution",
+            "keeps a high-resolution branch throughout and exchanges with coarser ones",
+            "Sun et al. 2019, arXiv 1904.04514; Wang et al. 2019, arXiv 1908.07919",
+            encoder=None,
+        ),
+        _own(
+            "icnet",
+            "image cascade",
+            "three resolutions of the input, the finest through few layers",
+            "Zhao et al. 2018, arXiv 1704.08545",
+            encoder=None,
+            tile_exact=False,
+        ),
+        _own(
+            "fcn8s",
+            "fully convolutional",
+            "coarse scores refined by two skip connections",
+            "Long, Shelhamer, Darrell 2015, arXiv 1411.4038",
+        ),
+        _own(
+            "segnet",
+            "encoder-decoder",
+            "VGG16 encoder whose pooling positions lead the decoder back up",
+            "Badrinarayanan, Kendall, Cipolla 2017, arXiv 1511.00561",
+            encoder=None,
         ),
         _family(
             "unet",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from geoseg import networks
-from geoseg.networks.families import AnySize, encoder_name, mirrored
+from geoseg.networks.any_size import AnySize, mirrored
+from geoseg.networks.families import encoder_name
 
 # Every number of bands and of classes is met by some network, and every network by some of them.
 _BANDS = (1, 3, 4, 13)
