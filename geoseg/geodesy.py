@@ -55,13 +55,21 @@ def ground_resolution(geobox: GeoBox) -> tuple[float, float]:
     Raises:
         SceneError: the centre lies outside the area where the CRS is defined, or the CRS has no geodetic base.
     """
-    height, width = geobox.shape
-    crs = projection(geobox)
+    return ground_lengths((geobox.height, geobox.width), geobox.affine, projection(geobox))
+
+
+def ground_lengths(shape: tuple[int, int], affine: Affine, crs: pyproj.CRS) -> tuple[float, float]:
+    """Return what :func:`ground_resolution` does for a grid of ``shape`` (height, width) with this affine and CRS.
+
+    Raises:
+        SceneError: as there.
+    """
+    height, width = shape
     transformer, geod = geodetic_transformer(crs), ellipsoid(crs)
     row, col = height / 2, width / 2
     lengths = []
     for d_row, d_col in ((0.0, 0.5), (0.5, 0.0)):
-        ends = [geobox.affine * (col + sign * d_col, row + sign * d_row) for sign in (-1, 1)]
+        ends = [affine * (col + sign * d_col, row + sign * d_row) for sign in (-1, 1)]
         lon, lat = transformer.transform([x for x, _ in ends], [y for _, y in ends])
         lengths.append(
             geod.inv(lon[0], lat[0], lon[1], lat[1])[2] if all(map(math.isfinite, (*lon, *lat))) else math.inf

@@ -68,7 +68,7 @@ def write_polygons(
         SceneError: the raster has no CRS, or cannot be read.
     """
     from geoseg.outputs.polygons import write_features
-    from geoseg.vector.vectorize import vectorize_raster
+    from geoseg.vector.vectorize import Shaping, vectorize_raster
 
     grid = _grid(os.fspath(raster))
     batches = vectorize_raster(
@@ -76,7 +76,7 @@ def write_polygons(
         classes=classes,
         confidence=confidence,
         drop=selection.dropped_ids(classes),
-        min_area_m2=selection.min_area,
+        shaping=Shaping(min_area_m2=selection.min_area),
         workdir=workdir,
         progress=None if progress is None else lambda done, total: progress("polygons", done, total),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,7 @@ from geoseg.errors import GeosegWarning, LabelsError, SceneError
 from geoseg.geodesy import geodetic_transformer
 from geoseg.grid import ChunkGrid, Window
 from geoseg.source import gdal_environment, has_internal_mask, open_raster, reading, refuse_truncated, resolve
-from geoseg.vector.polygons import LabelBlock
-
-# Class ids end below it, so it is free whatever the raster uses.
-NODATA = 255
+from geoseg.vector.polygons import NOTHING, LabelBlock
 
 # Two rasters are on one grid if their corners are this near, in pixels.
 _SAME_PLACE_PX = 1e-3
@@ -54,37 +52,6 @@ class LabelRaster:
     masked: bool
     confidence: tuple[str, int] | None
 
-    def blocks(
-        self, size: int, classes: Classes, progress: Callable[[int, int], None] | None = None
-    ) -> Iterator[LabelBlock]:
-        """Yield the raster in squares of ``size`` pixels as uint8 class ids, :data:`NODATA` where nothing is known.
-
-        Raises:
-            SceneError: a file cannot be read.
-            LabelsError: a value belongs to no class, or a confidence is not a probability.
-        """
-        known = np.zeros(256, bool)
-        known[[*classes.ids, NODATA]] = True
-        ignored = {classes.nodata} | ({self.nodata} if self.nodata is not None else set())
-        grid = ChunkGrid(self.shape, size)
-        with _Reader(self) as reader:
-            for done, window in enumerate(grid, 1):
-                raw, valid = reader.labels(window)
-                for value in ignored:
-                    valid &= raw != value
-                labels, strange = _as_bytes(raw, valid)
-                if strange is None and not known[labels].all():
-                    strange = int(labels[~known[labels]][0])
-                if strange is not None:
-                    listed = ", ".join(str(c) for c in classes.ids[:12]) + (", …" if len(classes) > 12 else "")
-                    raise LabelsError(
-                        f"{self.path} has label value {strange} in {window}, which belongs to no class: "
-                        f"known values are {listed}, and nodata is {sorted(ignored)}."
-                    )
-                yield LabelBlock(window, labels, reader.confidence(window, valid))
-                if progress is not None:
-                    progress(done, len(grid))
-
     def distinct(self, size: int, progress: Callable[[int, int], None] | None = None) -> list[int]:
         """Return the labels that occur, ascending.
 
@@ -107,10 +74,10 @@ class LabelRaster:
                     )
                 if progress is not None:
                     progress(done, len(grid))
-        if NODATA in found and self.nodata is None and len(found) > 2:
-            found.remove(NODATA)
+        if NOTHING in found and self.nodata is None and len(found) > 2:
+            found.remove(NOTHING)
             warnings.warn(
-                f"{self.path} declares no nodata value; its pixels of value {NODATA} are taken for nodata.",
+                f"{self.path} declares no nodata value; its pixels of value {NOTHING} are taken for nodata.",
                 GeosegWarning,
                 stacklevel=3,
             )
@@ -164,6 +131,71 @@ def open_labels(
     return raster
 
 
+class RasterBlocks:
+    """A label raster as the source of :func:`geoseg.vector.polygons.polygonize`: squares of uint8 class ids.
+
+    Threads may share it: they wait for each other where they read.
+
+    Args:
+        raster: what is read.
+        size: side of the squares in pixels.
+        classes: what the labels mean; every label must be among them.
+    """
+
+    def __init__(self, raster: LabelRaster, size: int, classes: Classes) -> None:
+        self._raster = raster
+        self._grid = ChunkGrid(raster.shape, size)
+        self._classes = classes
+        self._known = np.zeros(256, bool)
+        self._known[[*classes.ids, NOTHING]] = True
+        self._ignored = {classes.nodata} | ({raster.nodata} if raster.nodata is not None else set())
+        self._reader = _Reader(raster)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> RasterBlocks:
+        """Open the files.
+
+        Raises:
+            SceneError: one cannot be opened.
+        """
+        self._reader.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the files."""
+        self._reader.__exit__(*error)
+
+    @property
+    def cuts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where blocks begin, and the raster's end: rows and columns."""
+        (height, width), size = self._grid.shape, self._grid.size
+        return (*range(0, height, size), height), (*range(0, width, size), width)
+
+    def read(self, window: Window) -> LabelBlock:
+        """Return one block as class ids, :data:`NOTHING` where nothing is known.
+
+        Raises:
+            SceneError: a file cannot be read.
+            LabelsError: a value belongs to no class, or a confidence is not a probability.
+        """
+        with self._lock:
+            raw, valid = self._reader.labels(window)
+        for value in self._ignored:
+            valid &= raw != value
+        labels, strange = _as_bytes(raw, valid)
+        if strange is None and not self._known[labels].all():
+            strange = int(labels[~self._known[labels]][0])
+        if strange is not None:
+            ids = self._classes.ids
+            listed = ", ".join(str(c) for c in ids[:12]) + (", …" if len(ids) > 12 else "")
+            raise LabelsError(
+                f"{self._raster.path} has label value {strange} in {window}, which belongs to no class: "
+                f"known values are {listed}, and nodata is {sorted(self._ignored)}."
+            )
+        with self._lock:
+            return LabelBlock(window, labels, self._reader.confidence(window, valid))
+
+
 class _Reader:
     """The open files of a label raster."""
 
@@ -215,9 +247,9 @@ class _Reader:
 
 
 def _as_bytes(raw: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], int | None]:
-    """Return labels as uint8 with :data:`NODATA` where invalid, and a valid value that is no class id, if any."""
+    """Return labels as uint8 with :data:`NOTHING` where invalid, and a valid value that is no class id, if any."""
     outside = valid & ((raw < 0) | (raw >= MAX_CLASSES))
-    labels = np.where(valid & ~outside, raw, NODATA).astype(np.uint8)
+    labels = np.where(valid & ~outside, raw, NOTHING).astype(np.uint8)
     return labels, int(raw[outside][0]) if outside.any() else None
 
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
-import rasterio.features
-import shapely
 from numpy.typing import NDArray
 
 from geoseg.errors import LabelsError
 from geoseg.grid import Window
-from geoseg.vector.rings import Rings, Seam, canonical, rings_of
-from geoseg.vector.seams import Front, Region, Stitcher
+from geoseg.vector import topology
+from geoseg.vector.pixel_polygons import PixelPolygons
+from geoseg.vector.seams import Border, Open, Seams
+from geoseg.vector.stitch import Pieces, Stitcher
 
-# Shapes taken from GDAL at a time.  They come as Python tuples: few enough of these never meet the garbage collector's
-# older generations, which makes it three times as fast, and in memory they are ten times the arrays they become.
-_SHAPES = 100
+# The label of pixels that belong to no polygon; class ids end below it.
+NOTHING = 255
+# The confidence of pixels that have none.
+UNKNOWN = 65535
+# Region maps of the first pass are kept for the second while they are no larger than this, all together.
+_KEPT_BYTES = 96 * 2**20
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -28,207 +36,324 @@ class LabelBlock:
 
     Attributes:
         window: its place in the raster, in pixels.
-        labels: (h, w) uint8 or uint16.
-        confidence: (h, w) uint16 probability of each pixel's class in 1/1000, None where there is none.
+        labels: (h, w) uint8, :data:`NOTHING` where there is no label.
+        confidence: (h, w) uint16 probability of each pixel's class in 1/1000, :data:`UNKNOWN` where there is none;
+            None where there is none at all.
     """
 
     window: Window
-    labels: NDArray[Any]
+    labels: NDArray[np.uint8]
     confidence: NDArray[np.uint16] | None = None
 
 
-@dataclass(frozen=True)
-class PixelPolygons:
-    """A batch of N finished polygons, in no order.
+class LabelSource(Protocol):
+    """A label raster cut by straight lines into a lattice of blocks, any of which can be read at any time.
 
-    Attributes:
-        geometry: shapely polygons, object array, in pixel coordinates (column, row), in the canonical form of
-            :class:`geoseg.vector.rings.Rings`.
-        first_pixel: int64 row-major position, in the whole raster, of each polygon's first pixel.
-        class_id: int64 label values.
-        pixels: int64 pixel counts.
-        confidence_sum: int64 sums of confidence over the pixels in 1/1000, -1 where a block had none.
+    ``cuts`` are the rows and the columns at which blocks begin, and the raster's height and width at their ends.
     """
 
-    geometry: NDArray[Any]
-    first_pixel: NDArray[np.int64]
-    class_id: NDArray[np.int64]
-    pixels: NDArray[np.int64]
-    confidence_sum: NDArray[np.int64]
+    @property
+    def cuts(self) -> tuple[tuple[int, ...], tuple[int, ...]]: ...  # noqa: D102 - said above
 
-    def __len__(self) -> int:
-        """Return the number of polygons."""
-        return len(self.geometry)
+    def read(self, window: Window) -> LabelBlock | None:
+        """Return one block, None where there is nothing in it.  Called from several threads at a time."""
 
 
 def polygonize(
-    blocks: Iterable[LabelBlock], shape: tuple[int, int], *, nodata: int, skip: Collection[int] = ()
+    source: LabelSource,
+    *,
+    skip: Collection[int] = (),
+    connectivity: int = 4,
+    workers: int = 1,
+    finish: Callable[[PixelPolygons], PixelPolygons] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[PixelPolygons]:
-    """Turn the 4-connected regions of equal label of a raster into polygons, block by block.
+    """Turn the connected regions of equal label of a raster into polygons, block by block.
 
-    The polygons are the same, coordinate by coordinate, whatever the blocks and their order: they only come in another
-    order and in other batches.  A polygon comes as soon as every block around it has been seen, so memory holds one
-    block and what crosses seams that are still open.
-
-    >>> labels = np.array([[1, 1, 2]], np.uint8)
-    >>> parts = [LabelBlock(Window(0, col, 1, 1), labels[:, col : col + 1]) for col in range(3)]
-    >>> for batch in polygonize(parts, (1, 3), nodata=0):
-    ...     print(batch.class_id, *batch.geometry)
-    [1 2] POLYGON ((0 0, 0 1, 2 1, 2 0, 0 0)) POLYGON ((2 0, 2 1, 3 1, 3 0, 2 0))
+    Every block is looked at twice: first its border, to know which regions are one across the seams, then its rings.
+    The polygons are the same, coordinate by coordinate, whatever the blocks: they only come in another order and in
+    other batches.  Memory holds a block for each worker, what lies along seams, and what crosses seams and is not
+    complete yet.
 
     Args:
-        blocks: parts of the raster that do not overlap, of any size and in any order; missing ones count as nodata.
-        shape: height and width of the whole raster in pixels.
-        nodata: label value of pixels without an answer.
-        skip: further label values that give no polygons.
+        source: the raster and its blocks.
+        skip: label values that give no polygons.
+        connectivity: 4, or 8 where pixels that touch in a corner belong to one feature: its parts have the same
+            :attr:`PixelPolygons.feature`.
+        workers: how many blocks are worked on at a time, in threads.
+        finish: what is done to every batch of finished polygons, in the thread that finished it.
+        progress: called with the number of looks taken and of all looks.
 
     Raises:
-        LabelsError: a block does not lie in the raster, or its arrays do not have its shape.
+        LabelsError: a block does not have the shape of its window.
+        ValueError: ``connectivity`` is neither 4 nor 8.
     """
-    stitcher = Stitcher()
-    ignored = sorted({nodata, *skip})
-    for block in blocks:
-        pieces = _pieces(block, shape, ignored)
-        finished, regions, fronts = _split(pieces, block.window, shape, stitcher)
-        if len(finished):
-            yield finished
-        united = _united(stitcher.add(regions, fronts), shape)
-        if len(united):
-            yield united
-    rest = _united(stitcher.close(), shape)
-    if len(rest):
-        yield rest
+    if connectivity not in (4, 8):
+        raise ValueError(f"connectivity is {connectivity}: it is 4 or 8")
+    rows, cols = source.cuts
+    if rows[-1] == 0 or cols[-1] == 0:
+        return
+    work = _Work(source, sorted({NOTHING, *skip}), connectivity, finish or (lambda polygons: polygons))
+    with ThreadPoolExecutor(workers) as pool:
+        done = 0
+        for block, borders in _in_order(pool, workers, work.survey, work.blocks):
+            work.learn(block, borders)
+            done += 1
+            if progress:
+                progress(done, 2 * len(work.blocks))
+        work.close()
+        stitcher = Stitcher(work.seams.spread())
+        for block, (finished, pieces) in _in_order(pool, workers, work.trace, work.blocks):
+            stitcher.add(pieces)
+            if len(finished):
+                yield finished
+            # What a row of blocks has completed is put together at once: fewer, larger batches.
+            if block[1] == len(cols) - 2 and len(stitched := stitcher.take(cols[-1])):
+                yield work.finish(stitched)
+            done += 1
+            if progress:
+                progress(done, 2 * len(work.blocks))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, workers: int, task: Callable[[T], R], items: Iterable[T]
+) -> Iterator[tuple[T, R]]:
+    """Yield each item with what ``task`` gives for it, in order; never more than ``workers`` + 1 at a time."""
+    if workers == 1:
+        for item in items:
+            yield item, task(item)
+        return
+    running: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for item in items:
+            running.append((item, pool.submit(task, item)))
+            if len(running) > workers:
+                first, future = running.popleft()
+                yield first, future.result()
+        while running:
+            first, future = running.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in running:
+            future.cancel()
 
 
 @dataclass(frozen=True)
-class _Pieces:
-    """The regions of one block as if it were alone: (N,) each, rings in the raster's pixel coordinates."""
+class _Labelled:
+    """The regions of one block: see :func:`geoseg.vector.topology.label_regions`."""
 
-    rings: Rings
-    labels: NDArray[np.int64]
+    window: Window
+    codes: NDArray[np.uint8]
+    confidence: NDArray[np.uint16] | None
+    regions: NDArray[np.int32]
+    first: NDArray[np.int32]
     pixels: NDArray[np.int64]
-    confidence_sum: NDArray[np.int64]
+    runs: NDArray[np.int32]
+    groups: NDArray[np.int32] | None
+
+    @property
+    def stride(self) -> int:
+        return self.window.width + 2
+
+    def inner(self) -> NDArray[np.int32]:
+        """The region map without its frame, (h, w)."""
+        return self.regions.reshape(-1, self.stride)[1:-1, 1:-1]
+
+    def first_pixels(self, raster_width: int) -> NDArray[np.int64]:
+        """Each region's first pixel in the raster."""
+        row, col = np.divmod(self.first.astype(np.int64), self.stride)
+        return (row - 1 + self.window.row) * raster_width + col - 1 + self.window.col
 
 
-def _pieces(block: LabelBlock, shape: tuple[int, int], ignored: list[int]) -> _Pieces:
-    window, labels, confidence = block.window, block.labels, block.confidence
-    if window.empty or window.intersect(Window(0, 0, *shape)) != window:
-        raise LabelsError(f"a block at {window} does not lie in a raster of {shape[0]} rows and {shape[1]} columns.")
-    if labels.shape != window.shape or (confidence is not None and confidence.shape != window.shape):
-        raise LabelsError(f"the labels or the confidence of the block at {window} have another shape than the block.")
-    counted = ~np.isin(labels, ignored)
-    rings, values = _regions(labels, counted)
-    sums = np.full(len(rings), -1, np.int64) if confidence is None else rings.sums(_integral(confidence))
-    return _Pieces(rings.moved(window.col, window.row), values, rings.pixel_counts(), sums)
+class _Work:
+    """The two looks at each block, and what is known between them."""
+
+    def __init__(
+        self,
+        source: LabelSource,
+        ignored: list[int],
+        connectivity: int,
+        finish: Callable[[PixelPolygons], PixelPolygons],
+    ) -> None:
+        rows, cols = source.cuts
+        self.blocks = [(row, col) for row in range(len(rows) - 1) for col in range(len(cols) - 1)]
+        self.finish = finish
+        self._source = source
+        self._lut = np.arange(256, dtype=np.uint8)
+        self._lut[ignored] = NOTHING
+        self._plain = ignored == [NOTHING]
+        self._corners = connectivity == 8
+        lattice = (len(rows) - 1, len(cols) - 1)
+        self.seams = Seams(lattice, corners=False)
+        self._group_seams = Seams(lattice, corners=True) if self._corners else None
+        self._kept: dict[tuple[int, int], _Labelled] = {}
+        self._kept_bytes = 0
+
+    def survey(self, block: tuple[int, int]) -> tuple[Border, Border | None, _Labelled] | None:
+        """Take the first look."""
+        labelled = self._label(block)
+        if labelled is None:
+            return None
+        inner, first = labelled.inner(), labelled.first_pixels(self._source.cuts[1][-1])
+        groups = None
+        if labelled.groups is not None:
+            groups = Border.of(labelled.groups[inner], labelled.codes, first)
+        return Border.of(inner, labelled.codes, first), groups, labelled
+
+    def learn(self, block: tuple[int, int], surveyed: tuple[Border, Border | None, _Labelled] | None) -> None:
+        """Take in what a first look saw, in the order of the blocks."""
+        if surveyed is None:
+            return
+        border, groups, labelled = surveyed
+        self.seams.add(block, border)
+        if self._group_seams is not None and groups is not None:
+            self._group_seams.add(block, groups)
+        if self._kept_bytes + labelled.regions.nbytes <= _KEPT_BYTES:
+            self._kept[block] = labelled
+            self._kept_bytes += labelled.regions.nbytes
+
+    def close(self) -> None:
+        """Join what touches across seams; second looks may start."""
+        self.seams.close()
+        if self._group_seams is not None:
+            self._group_seams.close()
+
+    def trace(self, block: tuple[int, int]) -> tuple[PixelPolygons, Pieces | None]:
+        """Take the second look."""
+        labelled = self._kept.pop(block, None) or self._label(block)
+        if labelled is None:
+            return PixelPolygons.joined([]), None
+        raster_width = self._source.cuts[1][-1]
+        open_ = self.seams.of(block)
+        open_features = open_ if self._group_seams is None else self._group_seams.of(block)
+        feature = labelled.first_pixels(raster_width)
+        feature[open_features.numbers] = open_features.first_pixel
+        if labelled.groups is not None:
+            feature = feature[labelled.groups]
+        finished, pieces = _traced(labelled, open_, feature, raster_width)
+        return self.finish(finished) if len(finished) else finished, pieces
+
+    def _label(self, block: tuple[int, int]) -> _Labelled | None:
+        rows, cols = self._source.cuts
+        row, col = block
+        window = Window(rows[row], cols[col], rows[row + 1] - rows[row], cols[col + 1] - cols[col])
+        given = self._source.read(window)
+        if given is None:
+            return None
+        for array in (given.labels, given.confidence):
+            if array is not None and array.shape != window.shape:
+                raise LabelsError(f"the block at {window} has arrays of shape {array.shape}, not {window.shape}.")
+        codes = given.labels if self._plain else self._lut[given.labels]
+        regions, first, pixels, runs = topology.label_regions(np.ascontiguousarray(codes), NOTHING)
+        groups = None
+        if self._corners:
+            groups = np.arange(len(first), dtype=np.int32)
+            topology.join_corners(regions, window.width + 2, codes, groups)
+        return _Labelled(window, codes, given.confidence, regions, first, pixels, runs, groups)
 
 
-def _regions(labels: NDArray[Any], counted: NDArray[np.bool_]) -> tuple[Rings, NDArray[np.int64]]:
-    """Return the 4-connected regions of equal label among the counted pixels of an array, and their labels."""
-    none = np.empty(0, np.int64)
-    values, ring_counts, sizes, flat = [none], [none], [none], [none]
-    if counted.any():
-        shapes = rasterio.features.shapes(labels, mask=counted, connectivity=4)
-        while some := list(islice(shapes, _SHAPES)):
-            rings = [ring for geometry, _ in some for ring in geometry["coordinates"]]
-            values.append(np.array([value for _, value in some], np.int64))
-            ring_counts.append(np.array([len(geometry["coordinates"]) for geometry, _ in some], np.int64))
-            sizes.append(np.array([len(ring) for ring in rings], np.int64))
-            numbers = chain.from_iterable(chain.from_iterable(rings))
-            flat.append(np.fromiter(numbers, np.int64, 2 * int(sizes[-1].sum())))
-    corners = np.concatenate(flat).reshape(-1, 2)
-    starts = [np.concatenate([[0], *counts]).cumsum(dtype=np.int64) for counts in (sizes, ring_counts)]
-    return canonical(corners, *starts), np.concatenate(values)
+def _traced(
+    block: _Labelled, open_: Open, feature: NDArray[np.int64], raster_width: int
+) -> tuple[PixelPolygons, Pieces]:
+    """Walk the rings of a block whose open regions are known."""
+    regions, representative = _with_frame(block, open_)
+    stride, count = block.stride, len(block.first)
+    marks = topology.framed_marks(regions, stride)
+    chains = topology.trace_chains(regions, stride, marks)
+    vertices, starts, owners, holes = topology.trace_rings(regions, stride, marks, block.runs)
+    codes = block.codes.reshape(-1)
+    row, col = np.divmod(block.first[1:], stride)
+    class_id = np.zeros(count, np.int64)
+    class_id[1:] = codes[(row - 1) * block.window.width + col - 1]
+    sums = known = np.zeros(count, np.int64)
+    if block.confidence is not None:
+        sums, known = topology.sums_by_region(block.regions, stride, block.confidence, UNKNOWN, count)
+    columns = (feature, class_id, block.pixels, sums, known)
 
-
-def _integral(confidence: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the sums over all rows above and columns left of each corner, (h + 1, w + 1)."""
-    height, width = confidence.shape
-    sums = np.zeros((height + 1, width + 1), np.int64)
-    np.cumsum(confidence, axis=0, dtype=np.int64, out=sums[1:, 1:])
-    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-    return sums
-
-
-def _split(
-    pieces: _Pieces, window: Window, shape: tuple[int, int], stitcher: Stitcher
-) -> tuple[PixelPolygons, list[Region], list[Front]]:
-    """Return the pieces that are polygons already, those that meet a seam, and the sides along the seams."""
-    sides = _inner_sides(window, shape)
-    along = [_pieces_along(pieces.rings, seam, window) for seam, _ in sides]
-    touching = np.zeros(len(pieces.rings), bool)
-    for local in along:
-        touching[local[local >= 0]] = True
-
-    where = np.flatnonzero(touching)
-    numbers = np.full(len(touching) + 1, -1, np.int64)  # the last one stands for "no piece", index -1
-    numbers[where] = stitcher.number(len(where))
-    labels = np.append(pieces.labels, -1)
-    fronts = [
-        Front(seam, before, window.row if seam[0] == 0 else window.col, numbers[local], labels[local])
-        for (seam, before), local in zip(sides, along, strict=True)
-    ]
-    parts = pieces.rings.chosen(touching).noded_geometries(seam for seam, _ in sides)
-    regions = [
-        Region(
-            int(pieces.labels[i]), [part], int(pieces.pixels[i]), int(pieces.confidence_sum[i]), 0, [int(numbers[i])]
-        )
-        for i, part in zip(where, parts, strict=True)
-    ]
-    rings = pieces.rings.chosen(~touching)
+    is_open = np.zeros(count, bool)
+    is_open[open_.numbers] = True
+    inside = ~is_open[owners]
+    rings = np.flatnonzero(inside)
+    rings = rings[np.argsort(owners[rings], kind="stable")]
+    place = (block.window.row, block.window.col)
+    corners, ring_starts = topology.corners_of(vertices, starts, rings, stride, *place, True)
+    shells = np.flatnonzero(~holes[rings])
+    numbers = owners[rings[shells]]
+    first = corners[ring_starts[shells]]
     finished = PixelPolygons(
-        rings.geometries(),
-        _first_pixel(rings, shape),
-        pieces.labels[~touching],
-        pieces.pixels[~touching],
-        pieces.confidence_sum[~touching],
+        corners,
+        ring_starts,
+        np.append(shells, len(rings)).astype(np.int64),
+        first[:, 1].astype(np.int64) * raster_width + first[:, 0],
+        *(column[numbers] for column in columns),
     )
-    return finished, regions, fronts
+
+    key_of = np.full(count, -1, np.int64)
+    key_of[representative] = open_.keys
+    rest = np.flatnonzero(~inside)
+    ring_corners, ring_offsets = topology.corners_of(vertices, starts, rest, stride, *place, False)
+    chain_vertices, chain_starts, chain_owners, heads, tails = chains
+    every = np.arange(len(chain_owners))
+    chain_corners, chain_offsets = topology.corners_of(chain_vertices, chain_starts, every, stride, *place, False)
+    closed = np.full(len(rest), -1, np.int64)
+    region_keys, sums_of = _by_key(open_, columns)
+    return finished, Pieces(
+        np.concatenate([ring_corners, chain_corners]),
+        np.concatenate([ring_offsets, ring_offsets[-1] + chain_offsets[1:]]),
+        key_of[np.concatenate([owners[rest], chain_owners])],
+        np.concatenate([closed, _in_raster(heads, stride, place, raster_width)]),
+        np.concatenate([closed, _in_raster(tails, stride, place, raster_width)]),
+        region_keys,
+        *sums_of,
+    )
 
 
-def _inner_sides(window: Window, shape: tuple[int, int]) -> list[tuple[Seam, bool]]:
-    """Return the sides of a block that are not the raster's edge, and whether the block lies before them."""
-    sides = [
-        ((0, window.col), False, window.col > 0),
-        ((0, window.col_stop), True, window.col_stop < shape[1]),
-        ((1, window.row), False, window.row > 0),
-        ((1, window.row_stop), True, window.row_stop < shape[0]),
-    ]
-    return [(seam, before) for seam, before, inner in sides if inner]
+def _with_frame(block: _Labelled, open_: Open) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the region map with one number for what is one region, and with the neighbours' regions in its frame.
 
-
-def _pieces_along(rings: Rings, seam: Seam, window: Window) -> NDArray[np.int64]:
-    """Return the index of the piece at each of a block's pixels along one of its sides, -1 where there is none.
-
-    A block's side bounds its pieces, so their edges on that line say it all.
+    Beside it, the number that each of ``open_.numbers`` now goes by.
     """
-    axis, position = seam
-    origin, length = (window.row, window.height) if axis == 0 else (window.col, window.width)
-    start, end, polygon = rings.edges()
-    on_seam = (start[:, axis] == position) & (end[:, axis] == position)
-    one, other = start[on_seam, 1 - axis], end[on_seam, 1 - axis]
-    low, runs = np.minimum(one, other) - origin, np.abs(one - other)
-    inside_run = np.arange(runs.sum()) - np.repeat(np.cumsum(runs) - runs, runs)
-    local = np.full(length, -1, np.int64)
-    local[np.repeat(low, runs) + inside_run] = np.repeat(polygon[on_seam], runs)
-    return local
+    count = len(block.first)
+    keys, first, inverse = np.unique(open_.keys, return_index=True, return_inverse=True)
+    representative = open_.numbers[first][inverse]
+    regions = block.regions
+    if len(keys) < len(open_.keys):
+        table = np.arange(count, dtype=np.int32)
+        table[open_.numbers] = representative
+        regions = table[regions]
+    frame = np.concatenate(open_.frame)
+    around, position = np.unique(frame, return_inverse=True)
+    numbers = count + np.arange(len(around))
+    where = np.searchsorted(keys, around)
+    here = np.flatnonzero(where < len(keys))
+    here = here[keys[where[here]] == around[here]]
+    numbers[here] = open_.numbers[first][where[here]]
+    numbers[around < 0] = 0
+    framed = numbers[position].astype(np.int32)
+    grid = regions.reshape(-1, block.stride)
+    width, height = block.stride, block.window.height
+    grid[0], grid[-1] = framed[:width], framed[width : 2 * width]
+    grid[1:-1, 0], grid[1:-1, -1] = framed[2 * width : 2 * width + height], framed[2 * width + height :]
+    return regions, representative
 
 
-def _united(regions: list[Region], shape: tuple[int, int]) -> PixelPolygons:
-    """Return complete regions as polygons.  The parts share their vertices: no coordinate is ever computed."""
-    geometry = np.empty(len(regions), object)
-    for i, region in enumerate(regions):
-        parts = region.parts
-        geometry[i] = parts[0] if len(parts) == 1 else shapely.coverage_union_all(parts)
-    rings = rings_of(geometry)
-    return PixelPolygons(
-        rings.geometries(),
-        _first_pixel(rings, shape),
-        np.array([region.label for region in regions], np.int64),
-        np.array([region.pixels for region in regions], np.int64),
-        np.array([region.confidence_sum for region in regions], np.int64),
-    )
+def _by_key(
+    open_: Open, columns: tuple[NDArray[np.int64], ...]
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
+    """Return the keys of the open regions, each once, and what the block knows of each of them."""
+    feature, class_id, *counts = columns
+    keys, first, inverse = np.unique(open_.keys, return_index=True, return_inverse=True)
+    sums = []
+    for column in counts:
+        total = np.zeros(len(keys), np.int64)
+        np.add.at(total, inverse, column[open_.numbers])
+        sums.append(total)
+    one = open_.numbers[first]
+    return keys, (feature[one], class_id[one], *sums)
 
 
-def _first_pixel(rings: Rings, shape: tuple[int, int]) -> NDArray[np.int64]:
-    corner = rings.first_corners
-    return corner[:, 1] * shape[1] + corner[:, 0]
+def _in_raster(cracks: NDArray[np.int32], stride: int, place: tuple[int, int], raster_width: int) -> NDArray[np.int64]:
+    """Return the cracks of a block's region map as numbers that hold for the whole raster."""
+    pixel, heading = np.divmod(cracks.astype(np.int64), 4)
+    row, col = np.divmod(pixel, stride)
+    return ((row - 1 + place[0]) * raster_width + col - 1 + place[1]) * 4 + heading

@@ -1,175 +1,197 @@
-"""Joining the pieces of polygons across the seams between blocks, and telling when a polygon is complete."""
+"""Which regions of neighbouring blocks are one: all that is known across seams, from the blocks' border pixels."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geoseg.vector.rings import Seam
+from geoseg.vector.topology import unite_pairs
 
-
-@dataclass
-class Region:
-    """What is known of one polygon that meets a seam.
-
-    Attributes:
-        label: its label value.
-        parts: shapely polygons, one per piece, in pixel coordinates, noded along the seams.
-        pixels: pixels so far.
-        confidence_sum: summed confidence in 1/1000, -1 where a block has none.
-        open_pixels: pixels along seams whose other side has not been seen.
-        pieces: numbers of its pieces.
-    """
-
-    label: int
-    parts: list[Any]
-    pixels: int
-    confidence_sum: int
-    open_pixels: int
-    pieces: list[int]
+# Of a border: its top row, bottom row, left column and right column.
+_TOP, _BOTTOM, _LEFT, _RIGHT = range(4)
 
 
 @dataclass(frozen=True)
-class Front:
-    """The pieces along one side of a block: number and label of the piece of each pixel from ``start`` on, or -1.
+class Border:
+    """The outermost pixels of a block: top and bottom row, left and right column.
 
-    ``seam`` is the line the pixels lie at; ``before`` tells whether they lie left of (above) it.
+    Attributes:
+        numbers: of each side, the block's own numbers of what lies there (int), 0 for nothing.
+        codes: of each side, the pixels' codes.
+        first_pixel: of every number from 0 up, its first pixel in the raster, row-major (int64).
     """
 
-    seam: Seam
-    before: bool
-    start: int
-    pieces: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    numbers: tuple[NDArray[np.int32], ...]
+    codes: tuple[NDArray[np.uint8], ...]
+    first_pixel: NDArray[np.int64]
 
-    @property
-    def stop(self) -> int:
-        """Place after the last pixel."""
-        return self.start + len(self.pieces)
-
-    def cut(self, start: int, stop: int) -> Front:
-        """Return the part from ``start`` to ``stop``."""
-        part = slice(start - self.start, stop - self.start)
-        return Front(self.seam, self.before, start, self.pieces[part], self.labels[part])
+    @classmethod
+    def of(cls, numbers: NDArray[np.int32], codes: NDArray[np.uint8], first_pixel: NDArray[np.int64]) -> Border:
+        """Return the border of a block with these numbers and codes, both (h, w)."""
+        return cls(tuple(map(np.copy, _sides(numbers))), tuple(map(np.copy, _sides(codes))), first_pixel)
 
 
-class Stitcher:
-    """Regions that meet open seams, joined by union–find; a region leaves once all its neighbours have been seen.
+def _sides(array: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
+    return array[0], array[-1], array[:, 0], array[:, -1]
 
-    Memory is what crosses seams whose other side is still to come.
+
+@dataclass(frozen=True)
+class Open:
+    """What of one block goes on in others, or comes back to it through them.
+
+    Attributes:
+        numbers: the block's own numbers, ascending (int64).
+        keys: the number, over all blocks, of each (int64).
+        first_pixel: the first pixel of each in the raster (int64).
+        frame: keys along the frame of the block, -1 where nothing open lies: the row above and the row below, both
+            two longer than the block is wide, and the columns left and right.
     """
 
-    def __init__(self) -> None:
-        self._parent: dict[int, int] = {}
-        self._regions: dict[int, Region] = {}
-        self._fronts: defaultdict[tuple[Seam, bool], list[Front]] = defaultdict(list)
-        self._next = 0
+    numbers: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    first_pixel: NDArray[np.int64]
+    frame: tuple[NDArray[np.int64], ...]
 
-    def __len__(self) -> int:
-        """Return the number of unfinished regions."""
-        return len(self._regions)
 
-    def number(self, count: int) -> range:
-        """Return ``count`` fresh piece numbers."""
-        self._next += count
-        return range(self._next - count, self._next)
+class Seams:
+    """Joins what touches across the seams of a lattice of blocks: add every block's border, close, then ask.
 
-    def add(self, regions: Sequence[Region], fronts: Iterable[Front]) -> list[Region]:
-        """Take in the pieces of one block, each a region of its own, and return the regions this completes.
+    Args:
+        blocks: number of block rows and block columns.
+        corners: whether pixels that touch in a corner are joined too.
 
-        Args:
-            regions: the block's pieces that touch a seam, ``open_pixels`` still 0.
-            fronts: the block's sides that are not the raster's edge.
+    Once closed it has ``key``, for everything at a border the number it goes by over all blocks, and ``first_pixel``,
+    by key, the first pixel in the raster.
+    """
+
+    key: NDArray[np.int64]
+    first_pixel: NDArray[np.int64]
+
+    def __init__(self, blocks: tuple[int, int], corners: bool) -> None:
+        self._blocks = blocks
+        self._corners = corners
+        self._nodes: dict[tuple[int, int], tuple[NDArray[np.int64], ...]] = {}
+        self._codes: dict[tuple[int, int], tuple[NDArray[np.uint8], ...]] = {}
+        self._numbers: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._offsets: dict[tuple[int, int], int] = {}
+        self._first: list[NDArray[np.int64]] = []
+        self._count = 0
+
+    def add(self, block: tuple[int, int], border: Border) -> None:
+        """Take in the border of the block at a row and column of the lattice."""
+        present = np.unique(np.concatenate(border.numbers))
+        numbers = present[present > 0].astype(np.int64)
+        self._numbers[block] = numbers
+        self._offsets[block] = self._count
+        self._nodes[block] = tuple(
+            np.where(side > 0, np.searchsorted(numbers, side) + self._count, -1) for side in border.numbers
+        )
+        self._codes[block] = border.codes
+        self._first.append(border.first_pixel[numbers])
+        self._count += len(numbers)
+
+    def close(self) -> None:
+        """Join everything that touches; no border is taken after this."""
+        parent = np.arange(self._count, dtype=np.int32)
+        pairs = [np.empty((2, 0), np.int64), *(np.stack(pair) for pair in self._touching())]
+        unite_pairs(parent, *np.concatenate(pairs, axis=1))
+        self.key = parent.astype(np.int64)
+        first = np.concatenate([*self._first, np.empty(0, np.int64)])
+        self.first_pixel = first.copy()
+        np.minimum.at(self.first_pixel, self.key, first)
+        self._joined = np.bincount(self.key, minlength=self._count) > 1
+        self._codes.clear()
+
+    def spread(self) -> NDArray[np.int64]:
+        """Return, by key, in how many blocks something lies (int64)."""
+        counts = np.zeros(self._count, np.int64)
+        for block, numbers in self._numbers.items():
+            counts[np.unique(self.key[self._offsets[block] :][: len(numbers)])] += 1
+        return counts
+
+    def numbers(self, block: tuple[int, int]) -> NDArray[np.int64]:
+        """Return the block's own numbers that touch its border, ascending."""
+        return self._numbers[block]
+
+    def keys(self, block: tuple[int, int]) -> NDArray[np.int64]:
+        """Return the number, over all blocks, of each of :meth:`numbers`."""
+        offset = self._offsets[block]
+        return self.key[offset : offset + len(self._numbers[block])]
+
+    def of(self, block: tuple[int, int]) -> Open:
+        """Return what is open in a block."""
+        keys = self.keys(block)
+        joined = self._joined[keys]
+        return Open(self._numbers[block][joined], keys[joined], self.first_pixel[keys[joined]], self.frame(block))
+
+    def frame(self, block: tuple[int, int]) -> tuple[NDArray[np.int64], ...]:
+        """Return the keys along the frame of a block: see :class:`Open`."""
+        row, col = block
+        height, width = (len(self._nodes[block][side]) for side in (_LEFT, _TOP))
+        return (
+            np.concatenate(
+                [
+                    self._along((row - 1, col - 1), _BOTTOM, 1)[-1:],
+                    self._along((row - 1, col), _BOTTOM, width),
+                    self._along((row - 1, col + 1), _BOTTOM, 1)[:1],
+                ]
+            ),
+            np.concatenate(
+                [
+                    self._along((row + 1, col - 1), _TOP, 1)[-1:],
+                    self._along((row + 1, col), _TOP, width),
+                    self._along((row + 1, col + 1), _TOP, 1)[:1],
+                ]
+            ),
+            self._along((row, col - 1), _RIGHT, height),
+            self._along((row, col + 1), _LEFT, height),
+        )
+
+    def _along(self, block: tuple[int, int], side: int, length: int) -> NDArray[np.int64]:
+        """Return the keys along one side of a block; nothing for ``length`` pixels where there is no block.
+
+        Everything has a key here, open or not: what ends at the seam still is another region than its neighbour.
         """
-        for region in regions:
-            self._parent[region.pieces[0]] = region.pieces[0]
-            self._regions[region.pieces[0]] = region
-        touched: set[int] = {region.pieces[0] for region in regions}
-        for front in fronts:
-            self._count_open(front.pieces, 1)
-            for ours, theirs in self._meet(front):
-                touched.update(self._join(ours, theirs))
-        roots = {self._root(piece) for piece in touched}
-        return [self._release(root) for root in sorted(roots) if not self._regions[root].open_pixels]
+        nodes = self._nodes.get(block)
+        if nodes is None:
+            return np.full(length, -1, np.int64)
+        return np.where(nodes[side] >= 0, self.key[nodes[side]], -1) if self._count else nodes[side]
 
-    def close(self) -> list[Region]:
-        """Return the regions at seams whose other side never came."""
-        self._fronts.clear()
-        return [self._release(root) for root in sorted(self._regions)]
+    def _touching(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield pairs of nodes that touch across a seam, with equal codes."""
+        for row, col in product(range(self._blocks[0]), range(self._blocks[1])):
+            for step, mine, theirs in (((0, 1), _RIGHT, _LEFT), ((1, 0), _BOTTOM, _TOP)):
+                other = (row + step[0], col + step[1])
+                if (row, col) not in self._nodes or other not in self._nodes:
+                    continue
+                for shift in (-1, 0, 1) if self._corners else (0,):
+                    yield self._pairs((row, col), mine, other, theirs, shift)
+            if self._corners:
+                for step, mine, theirs in (((1, 1), _BOTTOM, _TOP), ((1, -1), _BOTTOM, _TOP)):
+                    other = (row + step[0], col + step[1])
+                    if (row, col) in self._nodes and other in self._nodes:
+                        ends = (-1, 0) if step[1] > 0 else (0, -1)
+                        yield self._corner((row, col), mine, other, theirs, ends)
 
-    def _meet(self, front: Front) -> list[tuple[Front, Front]]:
-        """Pair ``front`` with what has been seen across its seam; what stays unpaired on either side is kept."""
-        across = self._fronts.pop((front.seam, not front.before), [])
-        kept: list[Front] = []
-        pairs: list[tuple[Front, Front]] = []
-        unmet = [front]
-        for other in across:
-            start, stop = max(front.start, other.start), min(front.stop, other.stop)
-            if start >= stop:
-                kept.append(other)
-                continue
-            pairs.append((front.cut(start, stop), other.cut(start, stop)))
-            kept += _around(other, start, stop)
-            unmet = [rest for part in unmet for rest in _around(part, start, stop)]
-        if kept:
-            self._fronts[front.seam, not front.before] = kept
-        if unmet:
-            self._fronts[front.seam, front.before] += unmet
-        return pairs
+    def _pairs(
+        self, one: tuple[int, int], mine: int, other: tuple[int, int], theirs: int, shift: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        here = slice(max(0, -shift), None if shift <= 0 else -shift)
+        there = slice(max(0, shift), None if shift >= 0 else shift)
+        a, b = self._nodes[one][mine][here], self._nodes[other][theirs][there]
+        same = (a >= 0) & (b >= 0) & (self._codes[one][mine][here] == self._codes[other][theirs][there])
+        a, b = a[same], b[same]
+        changes = np.ones(len(a), bool)
+        changes[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+        return a[changes], b[changes]
 
-    def _join(self, ours: Front, theirs: Front) -> set[int]:
-        """Unite pieces of one label that face each other; return a piece of every region that the seam touched."""
-        facing = (ours.pieces >= 0) & (theirs.pieces >= 0) & (ours.labels == theirs.labels)
-        pairs = np.stack([ours.pieces[facing], theirs.pieces[facing]], axis=1)
-        if len(pairs):
-            changes = np.ones(len(pairs), bool)
-            changes[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-            for one, other in pairs[changes].tolist():
-                self._unite(one, other)
-        return self._count_open(ours.pieces, -1) | self._count_open(theirs.pieces, -1)
-
-    def _count_open(self, pieces: NDArray[np.int64], sign: int) -> set[int]:
-        known, counts = np.unique(pieces[pieces >= 0], return_counts=True)
-        for piece, count in zip(known.tolist(), counts.tolist(), strict=True):
-            self._regions[self._root(piece)].open_pixels += sign * count
-        return set(known.tolist())
-
-    def _root(self, piece: int) -> int:
-        root = piece
-        while self._parent[root] != root:
-            root = self._parent[root]
-        while self._parent[piece] != root:
-            self._parent[piece], piece = root, self._parent[piece]
-        return root
-
-    def _unite(self, one: int, other: int) -> None:
-        into, gone = self._root(one), self._root(other)
-        if into == gone:
-            return
-        if len(self._regions[into].pieces) < len(self._regions[gone].pieces):
-            into, gone = gone, into
-        self._parent[gone] = into
-        target, source = self._regions[into], self._regions.pop(gone)
-        target.parts += source.parts
-        target.pieces += source.pieces
-        target.pixels += source.pixels
-        known = target.confidence_sum >= 0 and source.confidence_sum >= 0
-        target.confidence_sum = target.confidence_sum + source.confidence_sum if known else -1
-        target.open_pixels += source.open_pixels
-
-    def _release(self, root: int) -> Region:
-        region = self._regions.pop(root)
-        for piece in region.pieces:
-            del self._parent[piece]
-        return region
-
-
-def _around(front: Front, start: int, stop: int) -> list[Front]:
-    """Return the parts of ``front`` outside ``start`` to ``stop``."""
-    ends = ((front.start, min(start, front.stop)), (max(stop, front.start), front.stop))
-    return [front.cut(low, high) for low, high in ends if low < high]
+    def _corner(
+        self, one: tuple[int, int], mine: int, other: tuple[int, int], theirs: int, ends: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        a, b = self._nodes[one][mine][ends[0]], self._nodes[other][theirs][ends[1]]
+        same = a >= 0 and b >= 0 and self._codes[one][mine][ends[0]] == self._codes[other][theirs][ends[1]]
+        return (np.array([a]), np.array([b])) if same else (np.empty(0, np.int64), np.empty(0, np.int64))

@@ -1,6 +1,4 @@
-"""Polygons from blocks of labels: right as point sets, and the same for any blocks."""
-
-import random
+"""Polygons from blocks of labels: right as point sets, noded alike, and the same for any blocks."""
 
 import numpy as np
 import pytest
@@ -11,34 +9,31 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from geoseg.errors import LabelsError
-from geoseg.grid import ChunkGrid, Window
+from geoseg.grid import Window
+from geoseg.vector.label_map import LabelArray
+from geoseg.vector.pixel_polygons import PixelPolygons
 from geoseg.vector.polygons import LabelBlock, polygonize
-from geoseg.vector.seams import Stitcher
+from geoseg.vector.stitch import Stitcher
 
 NODATA = 255
 
 
-def cut(labels, confidence, windows):
-    whole = Window(0, 0, *labels.shape)
-    for window in windows:
-        place = window.within(whole)
-        yield LabelBlock(window, labels[place], None if confidence is None else confidence[place])
+def run(labels, confidence=None, **options):
+    """All polygons in the order of their first pixels."""
+    given = {name: options.pop(name) for name in ("size", "cuts") if name in options}
+    everything = PixelPolygons.joined(polygonize(LabelArray(labels, confidence, **given), **options))
+    return everything.taken(np.lexsort((everything.first_pixel, everything.feature)))
 
 
-def rows_of(batches):
-    """Everything there is to know of each polygon, by first pixel."""
-    rows = []
-    for batch in batches:
-        columns = (batch.first_pixel, batch.class_id, batch.pixels, batch.confidence_sum)
-        rows += zip(*(column.tolist() for column in columns), shapely.to_wkb(batch.geometry), strict=True)
-    return sorted(rows)
+def rows_of(found):
+    """Everything there is to know of each polygon."""
+    names = ("first_pixel", "class_id", "pixels", "confidence_sum", "confidence_pixels", "feature")
+    columns = (getattr(found, name).tolist() for name in names)
+    return list(zip(*columns, shapely.to_wkb(found.geometry).tolist(), strict=True))
 
 
-def polygons(labels, confidence=None, *, size=10_000, seed=None, skip=()):
-    windows = list(ChunkGrid(labels.shape, size))
-    if seed is not None:
-        random.Random(seed).shuffle(windows)
-    return rows_of(polygonize(cut(labels, confidence, windows), labels.shape, nodata=NODATA, skip=skip))
+def polygons(labels, confidence=None, **options):
+    return rows_of(run(labels, confidence, **options))
 
 
 def regions(labels, ignored):
@@ -106,7 +101,6 @@ RASTERS = {
     "two_classes_of_noise": np.random.default_rng(2).integers(0, 2, (40, 29)).astype(np.uint8),
     "blobs": blobs((60, 47), 4, 3),
     "blobs_with_nodata": with_nodata(blobs((45, 60), 3, 4), 0.1, 5),
-    "wide_values": np.random.default_rng(6).choice([0, 300, 65535], (20, 20)).astype(np.uint16),
     "checkerboard": (np.indices((17, 18)).sum(axis=0) % 2).astype(np.uint8),
     "nested": nested(31),
     "spiral": spiral(27),
@@ -128,55 +122,74 @@ def confidence_of(labels):
     return np.random.default_rng(9).integers(0, 1001, labels.shape).astype(np.uint16)
 
 
+def pieces_of(data, length, most=4):
+    inner = data.draw(st.sets(st.integers(1, max(1, length - 1)), max_size=most))
+    return tuple(sorted({0, length} | {cut for cut in inner if cut < length}))
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16])
-def test_blocks_make_no_difference(labels, size):
+def test_blocks_and_workers_make_no_difference(labels, size, connectivity):
     labels = labels[: 16 * size, : 18 * size]
     confidence = confidence_of(labels)
-    whole = polygons(labels, confidence)
-    assert polygons(labels, confidence, size=size) == whole
-    assert polygons(labels, confidence, size=size, seed=size) == whole
+    whole = polygons(labels, confidence, connectivity=connectivity)
+    assert polygons(labels, confidence, size=size, connectivity=connectivity) == whole
+    assert polygons(labels, confidence, size=size, connectivity=connectivity, workers=2) == whole
 
 
+@pytest.mark.parametrize("connectivity", [4, 8])
 @pytest.mark.parametrize("size", [5, 10_000])
-def test_same_point_sets_as_gdal_on_the_whole_array(labels, size):
-    rows = polygons(labels, size=size, seed=1)
-    pairs = rasterio.features.shapes(labels, mask=labels != NODATA, connectivity=4)
-    expected = {shapely.normalize(shapely.geometry.shape(shape)): value for shape, value in pairs}
-    assert len(rows) == len(expected)
-    mine = [shapely.from_wkb(row[4]) for row in rows]
-    if mine:
-        tree = shapely.STRtree(mine)
-    for other, value in expected.items():
+def test_same_point_sets_as_gdal_on_the_whole_array(labels, size, connectivity):
+    found = run(labels, size=size, connectivity=connectivity)
+    pairs = rasterio.features.shapes(labels, mask=labels != NODATA, connectivity=connectivity)
+    # GDAL joins the parts of an 8-connected region in points, which no polygon may.
+    expected = [(shapely.make_valid(shapely.geometry.shape(shape)), value) for shape, value in pairs]
+    features, first = np.unique(found.feature, return_index=True)
+    mine = [shapely.union_all(found.geometry[found.feature == feature]) for feature in features]
+    assert len(mine) == len(expected)
+    tree = shapely.STRtree(mine) if mine else None
+    for other, value in expected:
         best = min(tree.query(other), key=lambda i: mine[i].symmetric_difference(other).area)
         assert mine[best].symmetric_difference(other).area == 0
-        assert rows[best][1] == value
+        assert found.class_id[first[best]] == value
 
 
-def test_polygons_are_valid_and_count_their_pixels(labels):
+@pytest.mark.parametrize("size", [6, 10_000])
+def test_they_are_a_valid_coverage_and_count_their_pixels(labels, size):
     confidence = confidence_of(labels)
-    found = regions(labels, {NODATA})
-    rows = polygons(labels, confidence, size=6, seed=3)
-    assert [(first, value) for first, value, *_ in rows] == [(first, value) for first, value, _ in found]
-    for (_, _, pixels, total, wkb), (_, _, members) in zip(rows, found, strict=True):
-        polygon = shapely.from_wkb(wkb)
-        assert polygon.geom_type == "Polygon"
-        assert polygon.is_valid
-        assert pixels == len(members) == polygon.area
+    regions_found = regions(labels, {NODATA})
+    found = run(labels, confidence, size=size)
+    geometry = found.geometry
+    assert found.first_pixel.tolist() == [first for first, *_ in regions_found]
+    assert found.class_id.tolist() == [value for _, value, _ in regions_found]
+    assert shapely.is_valid(geometry).all()
+    assert len(geometry) == 0 or shapely.coverage_is_valid(geometry)
+    for area, pixels, total, known, (_, _, members) in zip(
+        shapely.area(geometry),
+        found.pixels,
+        found.confidence_sum,
+        found.confidence_pixels,
+        regions_found,
+        strict=True,
+    ):
+        assert pixels == known == len(members) == area
         assert total == sum(int(confidence[member]) for member in members)
+    assert shapely.area(shapely.union_all(geometry)) == (labels != NODATA).sum()
 
 
 def test_drawn_again_they_give_the_labels_back(labels):
-    rows = polygons(labels, size=4, seed=2)
+    found = run(labels, size=4)
     drawn = np.full(labels.shape, NODATA, labels.dtype)
-    if rows:
-        shapes = [(shapely.from_wkb(row[4]), row[1]) for row in rows]
+    if len(found):
+        shapes = zip(found.geometry, found.class_id.tolist(), strict=True)
         drawn = rasterio.features.rasterize(shapes, labels.shape, fill=NODATA, dtype=labels.dtype)
     assert (drawn == labels).all()
 
 
-def test_vertices_are_turns_and_rings_start_and_run_as_promised(labels):
-    for row in polygons(labels, size=5, seed=4):
-        polygon = shapely.from_wkb(row[4])
+def test_vertices_are_turns_or_nodes_and_rings_start_and_run_as_promised(labels):
+    padded = np.pad(labels, 1, constant_values=NODATA).astype(int)
+    found = run(labels, size=5)
+    for polygon, first in zip(found.geometry, found.first_pixel.tolist(), strict=True):
         starts = []
         for number, ring in enumerate([polygon.exterior, *polygon.interiors]):
             corners = [(int(x), int(y)) for x, y in ring.coords[:-1]]
@@ -184,81 +197,89 @@ def test_vertices_are_turns_and_rings_start_and_run_as_promised(labels):
             assert corners[0] == min(corners, key=lambda corner: corner[::-1])
             moves = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(corners, corners[1:] + corners[:1], strict=True)]
             upright = [move[0] == 0 for move in moves]
-            assert upright == [(number == 0) == (i % 2 == 0) for i in range(len(moves))]
+            assert upright[0] == (number == 0)
             assert moves[0] > (0, 0)
+            for i, (x, y) in enumerate(corners):
+                if upright[i] == upright[i - 1]:  # straight on: then three regions meet here
+                    around = {*padded[y : y + 2, x : x + 2].ravel().tolist()}
+                    assert (
+                        len(around) == 3 or padded[y, x] == padded[y + 1, x + 1] or padded[y, x + 1] == padded[y + 1, x]
+                    )
             starts.append(corners[0][::-1])
         assert starts == sorted(starts)
-        assert row[0] == starts[0][0] * labels.shape[1] + starts[0][1]
+        assert first == starts[0][0] * labels.shape[1] + starts[0][1]
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_partition_into_rectangles_gives_the_same(data):
+def test_any_lattice_of_blocks_gives_the_same(data):
     shape = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
     labels = data.draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, NODATA])))
-    windows = [Window(0, 0, *shape)]
-    for _ in range(data.draw(st.integers(0, 8))):
-        window = windows.pop(data.draw(st.integers(0, len(windows) - 1)))
-        if data.draw(st.booleans()) and window.height > 1:
-            at = data.draw(st.integers(1, window.height - 1))
-            windows.append(Window(window.row, window.col, at, window.width))
-            windows.append(Window(window.row + at, window.col, window.height - at, window.width))
-        elif window.width > 1:
-            at = data.draw(st.integers(1, window.width - 1))
-            windows.append(Window(window.row, window.col, window.height, at))
-            windows.append(Window(window.row, window.col + at, window.height, window.width - at))
-        else:
-            windows.append(window)
-    windows = data.draw(st.permutations(windows))
+    cuts = (pieces_of(data, shape[0]), pieces_of(data, shape[1]))
+    connectivity = data.draw(st.sampled_from([4, 8]))
     confidence = confidence_of(labels)
-    parts = rows_of(polygonize(cut(labels, confidence, windows), shape, nodata=NODATA))
-    assert parts == polygons(labels, confidence)
+    parts = polygons(labels, confidence, cuts=cuts, connectivity=connectivity)
+    assert parts == polygons(labels, confidence, connectivity=connectivity)
 
 
 @pytest.mark.parametrize("size", [3, 100])
 def test_skipped_classes_give_no_polygons(size):
     labels = RASTERS["blobs_with_nodata"]
-    kept = polygons(labels, size=size, skip=[1])
-    assert kept == [row for row in polygons(labels) if row[1] != 1]
-    assert {row[1] for row in kept} == {0, 2}
+    kept = run(labels, size=size, skip=[1])
+    others = run(np.where(labels == 1, NODATA, labels).astype(np.uint8))
+    assert rows_of(kept) == rows_of(others)
+    assert {*kept.class_id.tolist()} == {0, 2}
 
 
 def test_missing_blocks_count_as_nodata():
     labels = RASTERS["noise"]
-    windows = list(ChunkGrid(labels.shape, 9))
-    missing = windows[4::5]
     holed = labels.copy()
-    for window in missing:
-        holed[window.within(Window(0, 0, *labels.shape))] = NODATA
-    there = [window for window in windows if window not in missing]
-    assert rows_of(polygonize(cut(labels, None, there), labels.shape, nodata=NODATA)) == polygons(holed)
+    holed[9:18, 9:27] = NODATA
+
+    class Holed(LabelArray):
+        def read(self, window):
+            return None if window.row == 9 and window.col in (9, 18) else super().read(window)
+
+    found = PixelPolygons.joined(polygonize(Holed(labels, size=9)))
+    assert rows_of(found.taken(np.argsort(found.first_pixel))) == polygons(holed)
 
 
 def test_pieces_joined_only_through_a_neighbour_are_one():
     """A U on its side: in the left blocks there are two arms, and only the right one joins them."""
     labels = np.array([[1, 1, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]], np.uint8)
-    rows = polygons(labels, size=2, seed=0)
-    assert [(row[1], row[2]) for row in rows] == [(1, 9), (0, 3)]
+    found = run(labels, size=2)
+    assert list(zip(found.class_id.tolist(), found.pixels.tolist(), strict=True)) == [(1, 9), (0, 3)]
 
 
-def test_a_shell_that_touches_itself_in_a_point_has_a_hole_there():
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_shell_that_touches_itself_in_a_point_has_a_hole_there(size):
     labels = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 1]], np.uint8)
-    (ring,) = (row for row in polygons(labels, size=1) if row[1] == 1)
-    polygon = shapely.from_wkb(ring[4])
+    found = run(labels, size=size)
+    (polygon,) = found.geometry[found.class_id == 1]
     assert polygon.is_valid
     assert [list(hole.coords) for hole in polygon.interiors] == [[(1, 1), (2, 1), (2, 2), (1, 2), (1, 1)]]
     assert list(polygon.exterior.coords) == [(1, 0), (1, 1), (0, 1), (0, 3), (3, 3), (3, 0), (1, 0)]
 
 
-def test_no_confidence_is_minus_one():
-    labels = np.array([[0, 0, 1]], np.uint8)
-    assert [row[3] for row in polygons(labels)] == [-1, -1]
-    confidence = np.array([[500, 700, 900]], np.uint16)
-    blocks = [
-        LabelBlock(Window(0, 0, 1, 1), labels[:, :1], confidence[:, :1]),
-        LabelBlock(Window(0, 1, 1, 2), labels[:, 1:]),
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_pixels_that_touch_in_a_corner_are_one_feature_of_eight_and_two_of_four(size):
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], np.uint8)
+    four, eight = run(labels, size=size), run(labels, size=size, connectivity=8)
+    assert four.feature.tolist() == four.first_pixel.tolist() == [0, 1, 2, 3, 4]
+    assert sorted(zip(eight.feature.tolist(), eight.first_pixel.tolist(), strict=True)) == [
+        (0, 0),
+        (0, 2),
+        (0, 4),
+        (1, 1),
+        (1, 3),
     ]
-    assert [row[3] for row in rows_of(polygonize(blocks, (1, 3), nodata=NODATA))] == [-1, -1]
+
+
+def test_the_confidence_is_that_of_the_pixels_that_have_one():
+    labels = np.array([[0, 0, 1]], np.uint8)
+    assert run(labels).confidence_pixels.tolist() == [0, 0]
+    found = run(labels, np.array([[500, 65535, 65535]], np.uint16), size=1)
+    assert (found.confidence_sum.tolist(), found.confidence_pixels.tolist()) == ([500, 0], [1, 0])
 
 
 def test_finished_polygons_leave_early(monkeypatch):
@@ -267,31 +288,29 @@ def test_finished_polygons_leave_early(monkeypatch):
     labels[2::8, 2::8] = labels[3::8, 2::8] = 1
     stitchers = []
     start = Stitcher.__init__
-    monkeypatch.setattr(Stitcher, "__init__", lambda self: (stitchers.append(self), start(self))[1])
-    open_counts, given = [], 0
-    windows = list(ChunkGrid(labels.shape, 3))
-    for batch in polygonize(cut(labels, None, windows), labels.shape, nodata=NODATA, skip=[0]):
+    monkeypatch.setattr(Stitcher, "__init__", lambda self, spread: (stitchers.append(self), start(self, spread))[1])
+    given, waiting = 0, []
+    for batch in polygonize(LabelArray(labels, size=3), skip=[0]):
         given += len(batch)
-        open_counts.append(len(stitchers[0]))
+        waiting.append(len(stitchers[0]))
     assert given == 64
-    assert max(open_counts) <= 8
-    assert open_counts[-1] == 0
-    assert not stitchers[0]._parent
-    assert not stitchers[0]._regions
-    assert not stitchers[0]._fronts
+    assert max(waiting) <= 22
+    assert len(stitchers[0]) == 0
 
 
-def test_a_column_of_done_blocks_keeps_nothing():
-    labels = blobs((40, 40), 3, 8)
-    labels[:, 20] = NODATA
-    stitched = polygonize(cut(labels, None, ChunkGrid((40, 40), 20)), (40, 40), nodata=NODATA)
-    assert sum(len(batch) for batch in stitched) == len(regions(labels, {NODATA}))
+def test_a_block_of_another_shape_is_refused():
+    class Wrong(LabelArray):
+        def read(self, window):
+            return LabelBlock(Window(0, 0, 3, 3), np.zeros((3, 2), np.uint8))
+
+    with pytest.raises(LabelsError, match=r"block at .* shape \(3, 2\)"):
+        list(polygonize(Wrong(np.zeros((3, 3), np.uint8))))
 
 
-@pytest.mark.parametrize(
-    ("window", "shape"),
-    [(Window(0, 0, 3, 3), (3, 2)), (Window(9, 9, 3, 3), (3, 3)), (Window(-1, 0, 3, 3), (3, 3))],
-)
-def test_a_block_that_does_not_fit_is_refused(window, shape):
-    with pytest.raises(LabelsError, match="block at"):
-        list(polygonize([LabelBlock(window, np.zeros(shape, np.uint8))], (10, 10), nodata=NODATA))
+def test_another_connectivity_is_refused():
+    with pytest.raises(ValueError, match="4 or 8"):
+        list(polygonize(LabelArray(np.zeros((3, 3), np.uint8)), connectivity=6))
+
+
+def test_an_array_without_pixels_has_no_polygons():
+    assert list(polygonize(LabelArray(np.zeros((0, 5), np.uint8)))) == []
