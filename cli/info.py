@@ -11,14 +11,31 @@ import click
 @click.command("info")
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: str, as_json: bool) -> None:
+@click.option(
+    "--tiling", metavar="SCENE", help="Measure on this scene how the labels of a MODEL's tiles depend on the halo."
+)
+@click.option(
+    "--crop", type=click.IntRange(min=64), default=1024, show_default=True, metavar="PX", help="Side of what is read."
+)
+@click.option(
+    "--bound",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=1e-4,
+    show_default=True,
+    help="Share of labels that may differ from those of one pass.",
+)
+def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: float) -> None:
     """Show what geoseg sees in a SCENE (grid, ground resolution, bands, nodata) or a MODEL (network, classes, halo).
 
     \b
     Example:
       geoseg info scene.tif
       geoseg info model.safetensors --json
+      geoseg info model.safetensors --tiling scene.tif
     """
+    if tiling is not None:
+        _tiling(path, tiling, crop, bound, as_json)
+        return
     record = _model(path) if path.lower().endswith(".safetensors") else _scene(path)
     if as_json:
         click.echo(json.dumps(record, indent=2))
@@ -71,10 +88,47 @@ def _model(path: str) -> dict[str, Any]:
         "classes": classes,
         "tile": f"{description.tile} px, halo {description.halo}, stride {description.stride}",
         "tiles exact": "yes" if description.tile_exact else "no",
+        "tiling": _measured(description.tiling),
         "licence": description.licence,
         "training": description.training or "none",
         "sha256": bundle.digest,
     }
+
+
+def _measured(record: Any) -> str:
+    """Return what a bundle tells of its tiles against one pass."""
+    if record is None:
+        return "not measured"
+    reach = f"exact from a halo of {record.halo_exact}" if record.halo_exact is not None else "looks at the whole tile"
+    error = "" if record.score_error is None else f", scores by {record.score_error:.1g}"
+    return f"{reach}; labels differ by {record.disagreement:.2g}{error}, measured on {record.measured_on}"
+
+
+def _tiling(model: str, scene: str, crop: int, bound: float, as_json: bool) -> None:
+    """Print disagreement against halo."""
+    from dataclasses import asdict
+
+    from geoseg.engine.tiling import measure_on_scene
+
+    found = measure_on_scene(model, scene, crop=crop, bound=bound)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    click.echo(f"{found.scene}: {found.crop}, at {found.resolution:.3g} m per pixel")
+    click.echo(f"{'halo px':>8}  {'labels differ':>13}  {'score error':>11}")
+    for row in found.comparison.differences:
+        mark = "  the model's halo" if row.halo == found.stored else ""
+        click.echo(f"{row.halo:>8}  {row.disagreement:>13.2e}  {row.score_error:>11.2e}{mark}")
+    reasons = {
+        "scores": " (judged by the scores: nearly all labels are the same)",
+        "nothing": " (the scores are the same everywhere)",
+    }
+    by = reasons.get(found.comparison.decision, "")
+    if found.chosen is None:
+        click.echo(f"No halo that was tried keeps the share of labels that differ within {found.bound:g}{by}.")
+    else:
+        kept = f"keeps the share of labels that differ within {found.bound:g}"
+        click.echo(f"A halo of {found.chosen.halo} px {kept}{by}.")
 
 
 def _told(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 import traceback
 
@@ -15,8 +16,11 @@ from geoseg.errors import ConfigError, GeosegError
 _COMMANDS = {
     "predict": "Segment a scene with a model and write class polygons.",
     "cluster": "Segment a scene without a model or labels.",
+    "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",
+    "train": "Train a network on scenes with labels.",
     "init": "Make an untrained model.",
+    "import": "Make a model of weights that another program trained, or of an ONNX file.",
     "info": "Show what a scene or a model is.",
     "networks": "List the networks a model can be made of.",
     "demo": "Segment the sample scene that comes with geoseg.",
@@ -34,13 +38,18 @@ class LazyGroup(click.Group):
         """Import and return a command, None if there is none of that name."""
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"geoseg_cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"geoseg_cli.{_module(cmd_name)}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
+
+
+def _module(name: str) -> str:
+    """Return the module of a command; one whose name Python keeps for itself ends in an underscore."""
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -60,12 +60,36 @@ class ClassRecord(BaseModel):
     background: bool = False
 
 
+class TilingRecord(BaseModel):
+    """How tiles were measured to differ from one pass, see :mod:`geoseg.networks.tiling`.
+
+    Attributes:
+        bound: share of labels that was allowed to differ when the halo was chosen; None where the halo was given.
+        disagreement: share of labels that differed at the bundle's halo.
+        score_error: relative error of the scores there.
+        decided_by: ``structure`` (the halo is enough for exactness), ``labels``, or ``scores`` where the labels were
+            nearly all the same; ``nothing`` where the scores were.
+        halo_exact: halo in pixels that certainly makes tiles exact; None where the network looks at the whole tile.
+        measured_on: the picture, in words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    bound: float | None = Field(default=None, gt=0, lt=1)
+    disagreement: float = Field(ge=0, le=1)
+    score_error: float | None = Field(default=None, ge=0)
+    decided_by: Literal["structure", "labels", "scores", "nothing"]
+    halo_exact: int | None = Field(default=None, ge=0)
+    measured_on: str
+
+
 class Description(BaseModel):
     """What a bundle says about itself.
 
     Attributes:
         format: version of this layout.
-        method: ``network`` (a module of :mod:`geoseg.networks`) or ``feature-clustering``.
+        method: ``network`` (a module of :mod:`geoseg.networks`), ``feature-clustering``, or ``onnx`` (an ONNX file,
+            whole, as the bytes of one tensor).
         settings: how to build it: for a network its name, encoder and options.
         bands: names of the input channels in order.
         resolution: true ground metres per pixel, None if any.
@@ -73,6 +97,7 @@ class Description(BaseModel):
         classes: in channel order.
         tile, halo, stride: pixels, see :class:`geoseg.segmenters.interface.Spec`.
         tile_exact: whether tiled scores equal those of one pass.
+        tiling: how that was measured; None in bundles from before it was.
         licence: SPDX name or sentence for the weights.
         training: figures of the training; empty for an untrained bundle.
     """
@@ -80,7 +105,7 @@ class Description(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int = FORMAT_VERSION
-    method: Literal["network", "feature-clustering"]
+    method: Literal["network", "feature-clustering", "onnx"]
     settings: dict[str, Any]
     bands: list[str] = Field(min_length=1)
     resolution: float | None = Field(default=None, gt=0)
@@ -90,6 +115,7 @@ class Description(BaseModel):
     halo: int = Field(ge=0)
     stride: int = Field(default=1, gt=0)
     tile_exact: bool = True
+    tiling: TilingRecord | None = None
     licence: str = "not stated"
     training: dict[str, Any] = Field(default_factory=dict)
 

@@ -66,6 +66,21 @@ def test_intersection_is_what_both_hold(row: int, col: int, height: int, width: 
     assert common == two.intersect(one)
 
 
+@given(
+    st.sampled_from([8, 16, 32]), st.integers(0, 4), st.integers(1, 6), st.integers(1, 150), sizes, sizes, st.booleans()
+)
+def test_tiles_begin_on_the_lattice_of_the_stride_whatever_the_chunks(
+    stride: int, halo: int, core: int, half: int, height: int, width: int, blended: bool
+) -> None:
+    tiles = TileGrid((core + 2 * halo) * stride, halo * stride)
+    chunk = 2 * half + 1  # odd: no multiple of any stride
+    for window in ChunkGrid((height, width), chunk, half if blended else 0):
+        for position in tiles.covering(window, tiles.halo if blended else 0):
+            tile = tiles.tile_window(position)
+            assert (tile.row % stride, tile.col % stride) == (0, 0)
+            assert tile.shape == (tiles.tile, tiles.tile)
+
+
 def test_a_tile_without_a_core_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match="--tile 256"):
         TileGrid(128, 64)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from geoseg.engine.mosaic import write_mosaic
-from geoseg.engine.plan import CONFIDENCE_NODATA, Plan
+from geoseg.engine.plan import CONFIDENCE_NODATA, UNCERTAINTY_NODATA, Plan
 from geoseg.engine.run import Progress
+from geoseg.engine.selection import Selection
 from geoseg.engine.store import ChunkStore
-from geoseg.engine.vectorize import Selection, write_polygons
+from geoseg.engine.vectorize import Written, write_polygons
 from geoseg.errors import ConfigError, OutputError
 from geoseg.geodesy import projection
 from geoseg.scene import Scene
 
 if TYPE_CHECKING:
     from geoseg.engine.predict import Options
+    from geoseg.outputs.qgis import Kind
 
 _RASTERS = {".tif", ".tiff"}
 
@@ -29,6 +31,7 @@ class Outputs:
     polygons: Path | None
     labels: Path | None
     confidence: Path | None
+    uncertainty: Path | None
     workdir: Path
 
     @classmethod
@@ -49,18 +52,19 @@ class Outputs:
         labels = main if raster else (Path(options.labels) if options.labels else None)
         polygons = None if raster else main
         confidence = Path(options.confidence) if options.confidence else None
-        wanted = [path.absolute() for path in (polygons, labels, confidence) if path is not None]
+        uncertainty = Path(options.uncertainty) if options.uncertainty else None
+        wanted = [path.absolute() for path in (polygons, labels, confidence, uncertainty) if path is not None]
         if len(set(wanted)) != len(wanted):
             raise ConfigError(f"two outputs share the path {wanted[0]}: give each its own.")
         if polygons is not None:
             check_output(polygons, options.overwrite)
-        for option, path in (("--labels", labels), ("--confidence", confidence)):
+        for option, path in (("--labels", labels), ("--confidence", confidence), ("--uncertainty", uncertainty)):
             if path is not None and path.suffix.lower() not in _RASTERS:
                 raise ConfigError(f"{option} {path} is written as GeoTIFF: let its name end in .tif.")
             if path is not None:
                 check_place(path, options.overwrite)
         workdir = Path(options.workdir) if options.workdir else main.with_name(f".{main.name}.geoseg")
-        return cls(polygons, labels, confidence, workdir.absolute())
+        return cls(polygons, labels, confidence, uncertainty, workdir.absolute())
 
     def check_scene(self, scene: Scene) -> None:
         """Refuse what this scene cannot be written to.
@@ -82,20 +86,21 @@ class Outputs:
         """Paths of the outputs, polygons first."""
         return tuple(str(path) for path, _ in self.kinds())
 
-    def kinds(self) -> list[tuple[Path, Literal["polygons", "labels", "confidence"]]]:
+    def kinds(self) -> list[tuple[Path, Kind]]:
         """Return the outputs with what each shows, polygons first."""
-        named: tuple[tuple[Path | None, Literal["polygons", "labels", "confidence"]], ...] = (
+        named: tuple[tuple[Path | None, Kind], ...] = (
             (self.polygons, "polygons"),
             (self.labels, "labels"),
             (self.confidence, "confidence"),
+            (self.uncertainty, "uncertainty"),
         )
         return [(path, kind) for path, kind in named if path is not None]
 
 
 def assemble(
     plan: Plan, store: ChunkStore, outputs: Outputs, options: Options, progress: Progress | None = None
-) -> tuple[tuple[str, ...], int | None]:
-    """Write the outputs from the finished chunks; returns their paths and the number of polygons (None: no polygons).
+) -> tuple[tuple[str, ...], Written | None]:
+    """Write the outputs from the finished chunks; returns their paths, and what was written of polygons, if any.
 
     Several outputs get a ``.qlr`` beside them, which opens all of them in QGIS.
 
@@ -104,19 +109,19 @@ def assemble(
     Raises:
         OutputError: an output cannot be written.
     """
-    from geoseg.outputs.cog import write_confidence_cog, write_label_cog
+    from geoseg.outputs.cog import write_confidence_cog, write_label_cog, write_uncertainty_cog
     from geoseg.outputs.qgis import Layer, write_layer_definition
 
-    layers = [("Byte", plan.classes.nodata), ("UInt16", CONFIDENCE_NODATA)]
+    layers: list[tuple[str, float]] = [("Byte", plan.classes.nodata), ("UInt16", CONFIDENCE_NODATA)]
     mosaic = write_mosaic(store, plan.source.geobox, "mosaic.vrt", layers)
-    count = None
+    written = None
     if outputs.polygons is not None:
-        count = write_polygons(
+        written = write_polygons(
             mosaic,
             outputs.polygons,
             plan.classes,
             confidence=(str(mosaic), 2) if plan.probabilistic else None,
-            selection=Selection(options.min_area, tuple(options.drop), options.keep_background),
+            selection=Selection.of(options),
             workdir=store.folder,
             progress=progress,
         )
@@ -128,13 +133,21 @@ def assemble(
         _tell(progress, "writing confidence", 0)
         write_confidence_cog(mosaic, outputs.confidence, band=2)
         _tell(progress, "writing confidence", 1)
+    if outputs.uncertainty is not None:
+        _tell(progress, "writing uncertainty", 0)
+        layers = [("Float32", UNCERTAINTY_NODATA)] * len(plan.uncertainty)
+        source = write_mosaic(
+            store, plan.source.geobox, "uncertainty.vrt", layers, path_of=store.uncertainty_path, stored="Float32"
+        )
+        write_uncertainty_cog(source, outputs.uncertainty, plan.uncertainty)
+        _tell(progress, "writing uncertainty", 1)
     files = outputs.files
     if len(files) > 1:
         definition = Path(files[0]).with_suffix(".qlr")
         crs = projection(plan.source.geobox)
         write_layer_definition(definition, [Layer(Path(f), kind, crs, plan.classes) for f, kind in outputs.kinds()])
         files += (str(definition),)
-    return files, count
+    return files, written
 
 
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:

@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import NDArray
 
 from geoseg.engine.device import Runner, Scores
-from geoseg.engine.plan import CONFIDENCE_NODATA, CONFIDENCE_SCALE, Plan
+from geoseg.engine.plan import CONFIDENCE_NODATA, CONFIDENCE_SCALE, UNCERTAINTY_NODATA, Plan
 from geoseg.errors import RunError
 from geoseg.geodesy import pixel_size
 from geoseg.grid import Window, blend_weights
@@ -40,8 +40,8 @@ class Outcome:
 
 def segment_chunk(
     plan: Plan, runner: Runner, number: int, stopped: Callable[[], bool] = lambda: False
-) -> tuple[NDArray[np.uint16], Outcome]:
-    """Compute chunk ``number``: its layers (2, H, W) uint16, labels and confidence, and what to report.
+) -> tuple[Filled, Outcome]:
+    """Compute chunk ``number``: what its pixels hold, and what to report.
 
     Raises:
         SceneError: the scene cannot be read there.
@@ -56,6 +56,7 @@ def segment_chunk(
         wanted=_wanted(plan, window),
         labels=np.full(window.shape, plan.classes.nodata, np.uint16),
         confidence=np.full(window.shape, CONFIDENCE_NODATA, np.uint16),
+        uncertainty=np.full((len(plan.uncertainty), *window.shape), UNCERTAINTY_NODATA, np.float32),
     )
     computed = 0
     if chunk.wanted.any():
@@ -63,12 +64,27 @@ def segment_chunk(
     if not plan.probabilistic:
         chunk.confidence[:] = CONFIDENCE_NODATA
     labelled = int(np.count_nonzero(chunk.labels != plan.classes.nodata))
-    return np.stack([chunk.labels, chunk.confidence]), Outcome(number, labelled, computed)
+    uncertainty = chunk.uncertainty if plan.uncertainty else None
+    return Filled(np.stack([chunk.labels, chunk.confidence]), uncertainty), Outcome(number, labelled, computed)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What the pixels of a chunk hold.
+
+    ``layers`` (2, H, W) uint16, labels and confidence; ``uncertainty`` (L, H, W) float32, or None if not asked for.
+    """
+
+    layers: NDArray[np.uint16]
+    uncertainty: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk at work: how it is computed, which of its pixels are wanted, and the arrays (H, W) to be filled."""
+    """A chunk at work: how it is computed, which of its pixels are wanted, and the arrays (H, W) to be filled.
+
+    ``uncertainty`` is (L, H, W), with L = 0 where it is not asked for.
+    """
 
     plan: Plan
     runner: Runner
@@ -77,6 +93,7 @@ class _Chunk:
     wanted: NDArray[np.bool_]
     labels: NDArray[np.uint16]
     confidence: NDArray[np.uint16]
+    uncertainty: NDArray[np.float32]
 
 
 def _wanted(plan: Plan, window: Window) -> NDArray[np.bool_]:
@@ -118,6 +135,9 @@ def _crop(chunk: _Chunk) -> int:
             mask = valid.pop(tile)
             for target, values in ((chunk.labels, scores.labels), (chunk.confidence, scores.confidence)):
                 target[part.within(window)][mask] = values[index][part.within(tile)][mask]
+            if scores.layers is not None:
+                layers = scores.layers[index][:, *part.within(tile)]
+                chunk.uncertainty[:, *part.within(window)][:, mask] = layers[:, mask]
             computed += 1
     return computed
 
@@ -129,7 +149,8 @@ def _blend(chunk: _Chunk) -> int:
     inner = window if plan.same_grid else _model_window(plan, window)
     overlap = grid.halo if plan.blend == "hann" else 0
     along = blend_weights(grid.tile, grid.halo) if overlap else np.ones(grid.tile, np.float32)
-    total = np.zeros((len(plan.classes), *inner.shape), np.float32)
+    # The segmenter's layers, which stand behind the entropy, are weighted like one more class each.
+    total = np.zeros((len(plan.classes) + len(plan.uncertainty[1:]), *inner.shape), np.float32)
     weight = np.zeros(inner.shape, np.float32)
     valid: dict[Window, NDArray[np.bool_]] = {}
     reach = {grid.tile_window(p): grid.core_window(p).padded(overlap) for p in grid.covering(inner, overlap)}
@@ -149,19 +170,34 @@ def _blend(chunk: _Chunk) -> int:
             part = reach[tile].intersect(inner)
             rows, cols = part.within(tile)
             factor = along[rows, None] * along[cols] * valid.pop(tile)[rows, cols]
-            total[:, *part.within(inner)] += scores.probabilities[index][:, rows, cols] * factor
+            values = scores.probabilities[index][:, rows, cols]
+            if scores.layers is not None:
+                values = np.concatenate([values, scores.layers[index][:, rows, cols]])
+            total[:, *part.within(inner)] += values * factor
             weight[part.within(inner)] += factor
             computed += 1
     if not plan.same_grid:
         total, weight = _interpolated(plan, total, weight, inner, window)
         wanted = wanted & plan.source.read(window).valid
     known = wanted & (weight > 1e-6)
+    total, further = total[: len(plan.classes)], total[len(plan.classes) :]
     ids = np.array(plan.classes.ids, np.uint16)
     channel = total.argmax(0)
     best = np.take_along_axis(total, channel[None], 0)[0] / np.where(known, weight, 1)
     chunk.labels[known] = ids[channel[known]]
     chunk.confidence[known] = np.clip(np.rint(best[known] * CONFIDENCE_SCALE), 0, CONFIDENCE_SCALE).astype(np.uint16)
+    if plan.uncertainty:
+        chunk.uncertainty[0, known] = _entropy(total[:, known] / weight[known])
+        chunk.uncertainty[1:, known] = further[:, known] / weight[known]
     return computed
+
+
+def _entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the entropy of probabilities (K, N) over that of all classes being equal: (N,) from 0 to 1."""
+    total = np.zeros(probabilities.shape[1:], np.float32)
+    for one in probabilities:
+        total -= one * np.log(np.maximum(one, np.finfo(np.float32).tiny))
+    return np.clip(total / np.float32(max(np.log(len(probabilities)), 1e-12)), 0, 1)
 
 
 def _model_coordinates(plan: Plan, start: int, stop: int, axis: int) -> NDArray[np.float64]:
@@ -203,7 +239,7 @@ def _scored(
     chunk: _Chunk, windows: list[Window], needed: Callable[[Pixels], bool], *, probabilities: bool
 ) -> Iterator[Scores]:
     """Read the tiles ahead of the network and yield their scores, batch by batch."""
-    runner = chunk.runner
+    runner, layers = chunk.runner, bool(chunk.plan.uncertainty)
 
     def batches() -> Iterator[Tiles]:
         waiting: list[Pixels] = []
@@ -216,7 +252,7 @@ def _scored(
         if waiting:
             yield runner.tiles(waiting)
 
-    for scores in runner.run(read_ahead(batches(), _READ_AHEAD), probabilities=probabilities):
+    for scores in runner.run(read_ahead(batches(), _READ_AHEAD), probabilities=probabilities, layers=layers):
         if chunk.stopped():
             raise RunError("the run was stopped.")
         yield scores

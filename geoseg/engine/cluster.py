@@ -70,8 +70,8 @@ class Job:
         from geoseg.engine.device import share_cores
 
         share_cores(self._workers)
-        layers, outcome = segment_chunk(self.plan, self.runner(), number, self.stopped.is_set)
-        self._store.write(number, layers)
+        filled, outcome = segment_chunk(self.plan, self.runner(), number, self.stopped.is_set)
+        self._store.write(number, filled.layers, filled.uncertainty)
         return outcome
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,15 @@ class Scores:
     """What came out for one batch of tiles, on the host.
 
     ``labels`` (N, H, W) label values, ``confidence`` (N, H, W) thousandths of the winner's probability; or
-    ``probabilities`` (N, K, H, W) float32 where tiles are to be blended.
+    ``probabilities`` (N, K, H, W) float32 where tiles are to be blended.  Where layers were asked for, ``layers``
+    (N, L, H, W) float32: those of the segmenter, before them the entropy of the classes unless tiles are blended.
     """
 
     windows: tuple[Window, ...]
     labels: NDArray[np.uint16] | None = None
     confidence: NDArray[np.uint16] | None = None
     probabilities: NDArray[np.float32] | None = None
+    layers: NDArray[np.float32] | None = None
 
 
 class Runner:
@@ -114,23 +117,36 @@ class Runner:
             values, valid = values.pin_memory(), valid.pin_memory()
         return Tiles(values, valid, tuple(item.window for item in pixels))
 
-    def run(self, batches: Iterable[Tiles], *, probabilities: bool) -> Iterator[Scores]:
+    def run(self, batches: Iterable[Tiles], *, probabilities: bool, layers: bool = False) -> Iterator[Scores]:
         """Yield what the segmenter says of each batch.
 
         Args:
             batches: on the host, as :meth:`tiles` makes them.
             probabilities: yield the probabilities of all classes instead of labels and confidence.
+            layers: yield the further layers too.
         """
         for tiles in batches:
-            scores = self.scores(tiles)
+            scores, further = self.scores_with_layers(tiles) if layers else (self.scores(tiles), None)
             if probabilities:
-                yield Scores(tiles.windows, probabilities=_host(torch.softmax(scores, 1)))
+                made = Scores(tiles.windows, probabilities=_host(torch.softmax(scores, 1)))
             else:
                 labels, confidence = self._decide(scores)
-                yield Scores(tiles.windows, labels=_host(labels), confidence=_host(confidence))
+                made = Scores(tiles.windows, labels=_host(labels), confidence=_host(confidence))
+                if further is not None:
+                    further = torch.cat([_entropy(scores), further], 1)
+            yield made if further is None else replace(made, layers=_host(further))
 
     def scores(self, tiles: Tiles) -> torch.Tensor:
-        """Return the scores (N, K, H, W), float32, on the device.
+        """Return the scores (N, K, H, W), float32, on the device."""
+        return self._forward(tiles, lambda part: (self.segmenter.segment(part, self.state),))[0]
+
+    def scores_with_layers(self, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores (N, K, H, W) and the segmenter's layers (N, L, H, W), float32, on the device."""
+        scores, layers = self._forward(tiles, lambda part: self.segmenter.segment_with_layers(part, self.state))
+        return scores, layers
+
+    def _forward(self, tiles: Tiles, segment: Callable[[Tiles], tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
+        """Return what ``segment`` says of the tiles, as float32.
 
         Kernels are chosen by shape and may round differently, so every forward pass has the same shape: on a CPU,
         where batches gain nothing, one tile; on a GPU a full batch, the last one filled up with copies.
@@ -138,9 +154,10 @@ class Runner:
         count = len(tiles)
         with torch.inference_mode(), self._autocast():
             if self.one_by_one:
-                return torch.cat([self.segmenter.segment(one, self.state).float() for one in tiles.singles()])
+                singles = [segment(one) for one in tiles.singles()]
+                return [torch.cat([value.float() for value in values]) for values in zip(*singles, strict=True)]
             tiles = tiles.to(self.device).filled(self.batch)
-            return self.segmenter.segment(tiles, self.state)[:count].float()
+            return [value[:count].float() for value in segment(tiles)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -157,6 +174,17 @@ class Runner:
                 total += (one - best).exp_()
             confidence = total.reciprocal_().mul_(CONFIDENCE_SCALE).round_().to(torch.int16)
             return self._ids[channel].to(torch.int16), confidence
+
+
+def _entropy(scores: torch.Tensor) -> torch.Tensor:
+    """Return the entropy of the classes' probabilities over that of all being equal: (N, 1, H, W), 0 to 1."""
+    with torch.inference_mode():
+        logarithms = torch.log_softmax(scores, 1)
+        total = torch.zeros_like(scores[:, :1])
+        # Class by class, for the same reason as in the runner.
+        for one in logarithms.split(1, 1):
+            total -= one.exp() * one
+        return total.div_(max(math.log(scores.shape[1]), 1e-12)).clamp_(0, 1)
 
 
 def _host(tensor: torch.Tensor) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -12,15 +13,26 @@ from geoseg.engine.store import ChunkStore, write_atomically
 from geoseg.geodesy import projection
 
 
-def write_mosaic(store: ChunkStore, geobox: GeoBox, name: str, layers: list[tuple[str, int]]) -> Path:
+def write_mosaic(
+    store: ChunkStore,
+    geobox: GeoBox,
+    name: str,
+    layers: Sequence[tuple[str, float]],
+    *,
+    path_of: Callable[[int], Path] | None = None,
+    stored: str = "UInt16",
+) -> Path:
     """Write a VRT that shows the store's chunks as one raster, and return its path.
 
     Args:
         store: finished chunks.
         geobox: grid of the outputs.
         name: file name inside the store.
-        layers: for each band its GDAL type (``Byte``, ``UInt16``) and nodata value.
+        layers: for each band its GDAL type (``Byte``, ``UInt16``, ``Float32``) and nodata value.
+        path_of: gives the file of a chunk; by default that of its labels.
+        stored: GDAL type of these files.
     """
+    path_of = path_of or store.path
     height, width = geobox.shape
     affine = geobox.affine
     transform = (affine.c, affine.a, affine.b, affine.f, affine.d, affine.e)
@@ -31,12 +43,12 @@ def write_mosaic(store: ChunkStore, geobox: GeoBox, name: str, layers: list[tupl
         lines.append(f'<VRTRasterBand dataType="{kind}" band="{band}"><NoDataValue>{nodata}</NoDataValue>')
         for number in sorted(store.done()):
             window = store.chunks.window(number)
-            source = store.path(number).relative_to(store.folder).as_posix()
+            source = path_of(number).relative_to(store.folder).as_posix()
             size = f'xSize="{window.width}" ySize="{window.height}"'
             lines.append(
                 f'<SimpleSource><SourceFilename relativeToVRT="1">{escape(source)}</SourceFilename>'
                 f"<SourceBand>{band}</SourceBand>"
-                f'<SourceProperties RasterXSize="{window.width}" RasterYSize="{window.height}" DataType="UInt16" '
+                f'<SourceProperties RasterXSize="{window.width}" RasterYSize="{window.height}" DataType="{stored}" '
                 f'BlockXSize="{window.width}" BlockYSize="1"/>'
                 f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{window.col}" yOff="{window.row}" {size}/>'
                 "</SimpleSource>"

@@ -23,6 +23,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # Confidence is kept as an integer in thousandths, so that means over polygons are exact whatever the order of summing.
 CONFIDENCE_SCALE = 1000
 CONFIDENCE_NODATA = 65535
+# Uncertainty is kept as it is.
+UNCERTAINTY_NODATA = -1.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Plan:
         device, precision: as asked for; "auto" is settled on the worker.
         aoi: area of interest as WKB in the CRS of the scene, or None.
         store: folder of the chunk store.
+        uncertainty: names of the uncertainty layers, the entropy of the classes first; empty where none are wanted.
     """
 
     source: Scene
@@ -102,6 +105,7 @@ class Plan:
     precision: Precision
     aoi: bytes | None
     store: str
+    uncertainty: tuple[str, ...] = ()
 
     @property
     def same_grid(self) -> bool:
@@ -124,6 +128,7 @@ class Plan:
             "chunk": [self.chunks.size, self.chunks.offset],
             "blend": self.blend,
             "precision": self.precision,
+            "uncertainty": list(self.uncertainty),
             "aoi": hashlib.sha256(self.aoi).hexdigest() if self.aoi else None,
         }
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -12,8 +12,8 @@ from geoseg.engine.assemble import Outputs, assemble
 from geoseg.engine.cluster import connected
 from geoseg.engine.plan import Blend, Plan, Precision, Recipe, augmented
 from geoseg.engine.run import Progress, run_chunks
+from geoseg.engine.selection import Selection
 from geoseg.engine.store import ChunkStore
-from geoseg.engine.vectorize import Selection
 from geoseg.errors import BundleError, ConfigError, SceneError
 from geoseg.grid import ChunkGrid, TileGrid
 from geoseg.scene import Scene, open_scene
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from geoseg.segmenters.interface import Segmenter, Spec
 
 DEFAULT_CHUNK = 2048
+# The first uncertainty layer of every model that has any.
+ENTROPY = "entropy"
 # Where tiles are blended, those on a line between chunks are computed for both: larger chunks, if scores leave room.
 _BLENDED_CHUNK = 4096
 _SCORES_BYTES = 512 << 20
@@ -32,7 +34,7 @@ class Options:
     """How a run is to be done; every field is an option of the command line.
 
     Attributes:
-        labels, confidence: where label and confidence COGs go, if wanted.
+        labels, confidence, uncertainty: where label, confidence and uncertainty COGs go, if wanted.
         aoi: vector file; pixels outside its polygons get no label.
         bands: indices (from 1) or names; by default those the model names, else all.
         nodata: value that means "no data", in place of what the file says.
@@ -44,9 +46,8 @@ class Options:
         blend: ``crop`` or ``hann``.
         tta: average over the eight flips and quarter turns of every tile.
         batch: tiles per forward pass; 0 chooses by device.
-        min_area: polygons under this many m² are left out.
-        drop: classes (names or ids) not written as polygons.
-        keep_background: write background polygons too.
+        min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
+            keep_background: see :class:`geoseg.engine.selection.Selection`.
         device, precision: see :mod:`geoseg.engine.device`.
         workers, scheduler: see :func:`geoseg.engine.cluster.connected`.
         workdir: folder of the chunk store; by default a hidden one beside the output, removed at the end.
@@ -56,6 +57,7 @@ class Options:
 
     labels: str | None = None
     confidence: str | None = None
+    uncertainty: str | None = None
     aoi: str | None = None
     bands: Sequence[int | str] | None = None
     nodata: float | None = None
@@ -68,6 +70,13 @@ class Options:
     tta: bool = False
     batch: int = 0
     min_area: float = 0.0
+    small: Literal["merge", "drop"] = "merge"
+    fill_holes: float = 0.0
+    simplify: float | None = None
+    smooth: bool = False
+    connectivity: int = 4
+    regularize: bool = False
+    regularize_class: Sequence[str] = ()
     drop: Sequence[str] = ()
     keep_background: bool = False
     device: str = "auto"
@@ -141,10 +150,11 @@ def execute(
             where = "inside the area of interest " if plan.aoi else ""
             store.remove()
             raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
-        files, polygons = assemble(plan, store, outputs, options, progress)
+        files, written = assemble(plan, store, outputs, options, progress)
         if options.workdir is None:
             store.remove()
-    return Report(files, polygons, tally.chunks, tally.resumed, tally.tiles, tally.seconds, tuple(notes))
+    polygons, told = (None, ()) if written is None else (written.polygons, written.notes)
+    return Report(files, polygons, tally.chunks, tally.resumed, tally.tiles, tally.seconds, (*notes, *told))
 
 
 def make_plan(
@@ -170,12 +180,14 @@ def make_plan(
     if spec.view is not None or spec.needs_prior:
         raise ConfigError("this model needs a view or a prior, which this version does not give it: use another model.")
     own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
-    own = _with_bands_of(own, spec, options)
+    own = with_bands_of(own, spec, options)
     outputs.check_scene(own)
-    if options.confidence and not spec.probabilistic:
-        raise ConfigError("this model has no confidence to write: leave --confidence out.")
+    for name, path in (("confidence", options.confidence), ("uncertainty", options.uncertainty)):
+        if path and not spec.probabilistic:
+            raise ConfigError(f"this model has no {name} to write: leave --{name} out.")
+    uncertainty = _uncertainty_layers(spec) if options.uncertainty else ()
     aoi = read_aoi(options.aoi, own) if options.aoi else None
-    model_scene, notes = _at_model_resolution(own, spec, options)
+    model_scene, notes = at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
     tiles = _tiles(spec, options)
     if not options.scheduler:  # elsewhere there may be other devices
@@ -189,7 +201,7 @@ def make_plan(
     classes = state.classes or spec.classes
     if classes is None:
         raise BundleError("the model names no classes, and found none in the scene: give it classes.")
-    Selection(options.min_area, tuple(options.drop)).dropped_ids(classes)
+    Selection.of(options).check(classes, source.geobox)
     plan = Plan(
         source=source,
         model_scene=model_scene,
@@ -198,13 +210,14 @@ def make_plan(
         classes=classes,
         probabilistic=spec.probabilistic,
         tiles=tiles,
-        chunks=_chunks(options, tiles, source, model_scene, len(classes)),
+        chunks=_chunks(options, tiles, source, model_scene, len(classes) + len(uncertainty)),
         blend=options.blend,
         batch=options.batch,
         device=options.device,
         precision=options.precision,
         aoi=aoi,
         store=str(outputs.workdir),
+        uncertainty=uncertainty,
     )
     return plan, notes
 
@@ -225,7 +238,12 @@ def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmen
     return recipe, recipe.build()
 
 
-def _with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:
+def _uncertainty_layers(spec: Spec) -> tuple[str, ...]:
+    """Return the names of the uncertainty layers: the entropy of the classes, then what the segmenter names."""
+    return (ENTROPY, *(f"network {name}" if name == ENTROPY else name for name in spec.layers))
+
+
+def with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:
     """Return the scene with the model's bands: as chosen by the user, else by name, else all if their number fits."""
     count = len(spec.bands)
     if options.bands is None:
@@ -243,7 +261,8 @@ def _with_bands_of(scene: Scene, spec: Spec, options: Options) -> Scene:
     return scene
 
 
-def _at_model_resolution(scene: Scene, spec: Spec, options: Options) -> tuple[Scene, list[str]]:
+def at_model_resolution(scene: Scene, spec: Spec, options: Options) -> tuple[Scene, list[str]]:
+    """Return the scene at the resolution the model works at, with a note for the user where that is another."""
     wanted = options.resolution or spec.resolution
     if wanted is None:
         return scene, []
@@ -265,13 +284,15 @@ def _tiles(spec: Spec, options: Options) -> TileGrid:
             raise ConfigError(
                 f"{name} {value} is not a multiple of {spec.stride} pixels, the stride of the model: use {fitting}."
             )
-    if not spec.tile_exact and options.tile is not None and tile != spec.tile:
+    if spec.fixed_tile and options.tile is not None and tile != spec.tile:
         raise ConfigError(f"this model works at its own tile size of {spec.tile} pixels only: leave --tile out.")
     return TileGrid(tile, halo)
 
 
-def _chunks(options: Options, tiles: TileGrid, source: Scene, model_scene: Scene, classes: int) -> ChunkGrid:
+def _chunks(options: Options, tiles: TileGrid, source: Scene, model_scene: Scene, values: int) -> ChunkGrid:
     """Return the chunks of the outputs' grid: of the size asked for, in whole tile cores.
+
+    A pixel that is blended takes as many ``values`` as there are classes and further layers.
 
     With tiles cut at their cores, each is then computed for one chunk only.  Blended tiles reach into their
     neighbours' cores, so lines between chunks run through the middle of cores, where only one row of tiles meets
@@ -280,7 +301,7 @@ def _chunks(options: Options, tiles: TileGrid, source: Scene, model_scene: Scene
     blended = options.blend == "hann"
     asked = options.chunk
     if asked is None:
-        roomy = blended and classes * _BLENDED_CHUNK**2 * 4 <= _SCORES_BYTES
+        roomy = blended and values * _BLENDED_CHUNK**2 * 4 <= _SCORES_BYTES
         asked = _BLENDED_CHUNK if roomy else DEFAULT_CHUNK
     if asked < 1:
         raise ConfigError(f"--chunk {asked} makes no chunks: give a number of pixels, such as {DEFAULT_CHUNK}.")

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -30,6 +31,7 @@ _HOLDER = "holder"
 class ChunkStore:
     """A folder of finished chunks, ``r<row>/c<column>.tif``: band 1 labels, then one band a layer, all uint16.
 
+    Where a run has uncertainty layers, they stand in ``u<column>.tif`` beside it, written first.
     The folder belongs to one run at a time (a lock that dies with its process) and to one fingerprint.
     """
 
@@ -41,6 +43,11 @@ class ChunkStore:
         """Return the file of chunk ``number``."""
         row, col = divmod(number, self.chunks.counts[1])
         return self.folder / f"r{row:05d}" / f"c{col:05d}.tif"
+
+    def uncertainty_path(self, number: int) -> Path:
+        """Return the file of the uncertainty layers of chunk ``number``."""
+        path = self.path(number)
+        return path.with_name(f"u{path.name[1:]}")
 
     def done(self) -> set[int]:
         """Return the numbers of the finished chunks."""
@@ -54,21 +61,16 @@ class ChunkStore:
                     found.add(row * cols + col)
         return found
 
-    def write(self, number: int, layers: NDArray[np.uint16]) -> None:
+    def write(self, number: int, layers: NDArray[np.uint16], uncertainty: NDArray[np.float32] | None = None) -> None:
         """Store the layers (L, H, W) of a chunk: written beside, synced, then renamed.
 
         Raises:
             OutputError: the disk is full or the folder cannot be written.
         """
-        count, height, width = layers.shape
-        profile = {"driver": "GTiff", "dtype": "uint16", "count": count, "height": height, "width": width}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile() as memory:
-                with memory.open(**profile, compress="deflate", zlevel=1, interleave="band") as file:
-                    file.write(layers)
-                data = bytes(memory.getbuffer())
-        write_atomically(self.path(number), data)
+        if uncertainty is not None:
+            # Before the labels, which say that the chunk is done.
+            write_atomically(self.uncertainty_path(number), _tiff(uncertainty, predictor=3))
+        write_atomically(self.path(number), _tiff(layers))
 
     @contextlib.contextmanager
     def opened(self, fingerprint: str, *, fresh: bool = False) -> Iterator[set[int]]:
@@ -139,7 +141,7 @@ class ChunkStore:
         """Delete what a killed run left half done; nobody else is at work here while the lock is held."""
         for folder in self.folder.glob("polygons-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        for part in self.folder.glob("r*/.c*.part"):
+        for part in self.folder.glob("r*/.[cu]*.part"):
             part.unlink(missing_ok=True)
 
     def _empty(self) -> None:
@@ -153,6 +155,18 @@ class ChunkStore:
                 entry.unlink()
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _tiff(layers: NDArray[Any], **options: int) -> bytes:
+    """Return layers (L, H, W) as a GeoTIFF."""
+    count, height, width = layers.shape
+    profile = {"driver": "GTiff", "dtype": layers.dtype.name, "count": count, "height": height, "width": width}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with MemoryFile() as memory:
+            with memory.open(**profile, compress="deflate", zlevel=1, interleave="band", **options) as file:
+                file.write(layers)
+            return bytes(memory.getbuffer())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

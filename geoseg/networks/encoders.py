@@ -37,7 +37,8 @@ def feature_pyramid(
         raise ConfigError(unknown_name("encoder", name, close or _COMMON))
     arguments: dict[str, Any] = {"features_only": True, "in_chans": in_channels, **options}
     try:
-        reductions = timm.create_model(name, pretrained=False, **arguments).feature_info.reduction()
+        probe: Any = timm.create_model(name, pretrained=False, **arguments)
+        reductions = probe.feature_info.reduction()
     except Exception as error:  # libraries raise RuntimeError, AttributeError, AssertionError
         raise ConfigError(
             f"encoder {name} gives no feature maps ({one_line(error, 120)}): choose a convolutional one such as "
@@ -50,7 +51,7 @@ def feature_pyramid(
         )
     indices = tuple(max(i for i, stride in enumerate(reductions) if stride == wanted) for wanted in strides)
     try:
-        encoder = timm.create_model(name, pretrained=pretrained, out_indices=indices, **arguments)
+        encoder: Any = timm.create_model(name, pretrained=pretrained, out_indices=indices, **arguments)
     except Exception as error:  # any class a network stack may raise
         raise ConfigError(
             f"the ImageNet weights of encoder {name} cannot be had ({one_line(error, 120)}): without access to the "

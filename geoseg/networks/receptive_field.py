@@ -31,12 +31,15 @@ class Reach:
         bounded: whether there is a distance at all beyond which pixels do not matter; False for networks that pool or
             attend over the whole tile.
         share: part of the influence within ``radius``: 1 where exact; below ``SHARE`` where ``maximum`` cut it short.
+        limit: a halo that is certainly enough for no score to depend on a pixel beyond it, a multiple of the stride;
+            None where there is no such distance.
     """
 
     radius: int
     exact: bool
     bounded: bool
     share: float
+    limit: int | None
 
 
 def measure_halo(network: nn.Module, in_channels: int, stride: int, *, maximum: int = 256, seed: int = 0) -> Reach:
@@ -64,18 +67,19 @@ def measure_halo(network: nn.Module, in_channels: int, stride: int, *, maximum: 
     for what, value in (("in_channels", in_channels), ("stride", stride), ("maximum", maximum)):
         if value < 1:
             raise ConfigError(f"{what} is {value}: it must be at least 1.")
-    with _inference(network):
+    with evaluating(network):
         radius = _structural(network, in_channels, stride, maximum)
         if radius is not None:
-            return Reach(_up(radius, stride), exact=True, bounded=True, share=1.0)
-        bounded = _is_bounded(network, in_channels, stride)
+            radius = _up(radius, stride)
+            return Reach(radius, exact=True, bounded=True, share=1.0, limit=radius)
+        limit = _limit(network, in_channels, stride)
         share = _influence(network, in_channels, stride, maximum, seed)
     radius = _up(min(int((share < SHARE).sum()), maximum), stride)
-    return Reach(radius, exact=False, bounded=bounded, share=float(share[radius]))
+    return Reach(radius, exact=False, bounded=limit is not None, share=float(share[radius]), limit=limit)
 
 
 @contextmanager
-def _inference(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Put the network in evaluation mode for a while; every module gets its own mode back."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -88,14 +92,14 @@ def _inference(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def is_bounded(network: nn.Module, in_channels: int, stride: int) -> bool:
-    """Return whether there is a distance (below 4096 pixels) beyond which a pixel leaves the scores alone.
+def exact_halo(network: nn.Module, in_channels: int, stride: int) -> int | None:
+    """Return a halo that certainly makes tiles exact, a multiple of ``stride``, or None where there is none.
 
-    It is not so where a network pools or attends over the whole tile.  Arguments as in :func:`measure_halo`, at a
-    small part of its cost.
+    There is none (below 4096 pixels) where a network pools or attends over the whole tile.  The halo may be one stride
+    larger than the least.  Arguments as in :func:`measure_halo`, at a small part of its cost.
     """
-    with _inference(network):
-        return _is_bounded(network, in_channels, stride)
+    with evaluating(network):
+        return _limit(network, in_channels, stride)
 
 
 def _structural(network: nn.Module, in_channels: int, stride: int, maximum: int) -> int | None:
@@ -130,10 +134,21 @@ def _plain_kernels() -> Iterator[None]:
         switch.enabled = before
 
 
-def _is_bounded(network: nn.Module, in_channels: int, stride: int) -> bool:
-    """Whether a pixel in the middle of a very long strip leaves some scores alone."""
+def _limit(network: nn.Module, in_channels: int, stride: int) -> int | None:
+    """Return how far a pixel in the middle of a very long strip can matter at most, or None if everywhere.
+
+    Only the first pixel of a cell of the lattice is tried.  The others reach no further than the first of this cell
+    and of the next do, so that one stride more holds for them all.
+    """
     half = _up(_FAR, stride)
-    return not any(bool(_reached(network, in_channels, stride, axis, half, [0]).all()) for axis in (2, 3))
+    worst = 0
+    for axis in (2, 3):
+        found = _reached(network, in_channels, stride, axis, half, [0])[0].nonzero().flatten()
+        if len(found) == 2 * half + stride:
+            return None
+        if len(found):
+            worst = max(worst, half - int(found[0]) + stride - 1, int(found[-1]) - half + stride - 1)
+    return _up(worst, stride)
 
 
 def _reached(

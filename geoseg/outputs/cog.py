@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rasterio.io import MemoryFile
 from geoseg.classes import Classes, LabelClass, default_color
 from geoseg.errors import LabelsError
 from geoseg.outputs.pam import read_category_names, write_category_names
-from geoseg.outputs.qgis import write_confidence_style, write_label_style
+from geoseg.outputs.qgis import write_confidence_style, write_label_style, write_uncertainty_style
 from geoseg.outputs.staging import staged, writing
 
 # Outside 0 to 1, exact in float32 and equal to itself: every reader can mask it, which NaN cannot claim.
@@ -26,6 +27,8 @@ CONFIDENCE_NODATA = -1.0
 # Confidences arrive as thousandths.
 CONFIDENCE_SCALE = 0.001
 STORED_CONFIDENCE_NODATA = 65535
+# As for confidences.
+UNCERTAINTY_NODATA = -1.0
 CLASSES_TAG = "CLASSES"
 
 _CACHE_MB = 128
@@ -88,6 +91,30 @@ def write_confidence_cog(source: str | os.PathLike[str], path: str | os.PathLike
         write_confidence_style(temporary, beside=path)
 
 
+def write_uncertainty_cog(source: str | os.PathLike[str], path: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Write bands of uncertainty as a float32 COG whose bands have names, with a QGIS style; replaces ``path``.
+
+    Pixels without an answer are −1, the file's nodata value.  Overviews hold means.
+
+    Args:
+        source: what GDAL opens: the first bands hold the layers, −1 where there is no answer.
+        path: the GeoTIFF to be.
+        names: of the layers; the first runs from 0 to 1, as the style shows it.
+
+    Raises:
+        OutputError: ``source`` cannot be read, ``path`` cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    with staged(path) as temporary, writing(path):
+        view = _View(source, 1, "Float32", UNCERTAINTY_NODATA)
+        view.name(names[0])
+        for band, name in enumerate(names[1:], 2):
+            view.add(band, "Float32", UNCERTAINTY_NODATA)
+            view.name(name)
+        _copy(view, temporary, RESAMPLING="AVERAGE", PREDICTOR="YES", LEVEL="1")
+        write_uncertainty_style(temporary, beside=path)
+
+
 def read_classes(path: str | os.PathLike[str]) -> Classes | None:
     """Return the classes that a label raster tells: from its ``CLASSES`` tag, else from category names and colours.
 
@@ -124,7 +151,7 @@ def read_classes(path: str | os.PathLike[str]) -> Classes | None:
 
 
 class _View:
-    """A virtual raster over one band, with the type, nodata value, colours and tags that the file is to have."""
+    """A virtual raster over some bands, with the types, nodata values, colours and tags that the file is to have."""
 
     def __init__(self, source: str | os.PathLike[str], band: int, dtype: str, nodata: float) -> None:
         """Describe ``band`` of ``source`` on its own grid."""
@@ -137,11 +164,22 @@ class _View:
         self._root = ET.Element("VRTDataset", described.attrib)
         self._root.extend(e for tag in ("SRS", "GeoTransform") for e in described.findall(tag))
         self._metadata = ET.SubElement(self._root, "Metadata")
-        self._band = ET.SubElement(self._root, "VRTRasterBand", dataType=dtype, band="1")
+        self._source = name
+        self._count = 0
+        self.add(band, dtype, nodata)
+
+    def add(self, band: int, dtype: str, nodata: float) -> None:
+        """Show another band of the source; what follows (:meth:`name`, :meth:`color`, :meth:`scale`) is about it."""
+        self._count += 1
+        self._band = ET.SubElement(self._root, "VRTRasterBand", dataType=dtype, band=str(self._count))
         ET.SubElement(self._band, "NoDataValue").text = repr(nodata)
         self._part = ET.SubElement(self._band, "SimpleSource")
-        ET.SubElement(self._part, "SourceFilename", relativeToVRT="0").text = name
+        ET.SubElement(self._part, "SourceFilename", relativeToVRT="0").text = self._source
         ET.SubElement(self._part, "SourceBand").text = str(band)
+
+    def name(self, text: str) -> None:
+        """Describe the band."""
+        ET.SubElement(self._band, "Description").text = text
 
     def tag(self, name: str, value: str) -> None:
         """Add a metadata item."""

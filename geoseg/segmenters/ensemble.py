@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -52,13 +53,24 @@ class TestTimeAugmentation(Segmenter):
 
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return scores (N, K, H, W) whose softmax is the mean probability over the versions."""
-        total: torch.Tensor | None = None
-        for turns, flipped in self._turns:
+
+        def part(turns: int, flipped: bool) -> tuple[torch.Tensor]:
             scores = self.segmenter.segment(_turned_tiles(tiles, turns, flipped), state)
-            part = _probabilities(_turned_back(scores, turns, flipped), tiles.valid)
-            total = part if total is None else total.add_(part)
-        assert total is not None
+            return (_probabilities(_turned_back(scores, turns, flipped), tiles.valid),)
+
+        (total,) = _sums(part(*turn) for turn in self._turns)
         return _scores(total.div_(len(self._turns)))
+
+    def segment_with_layers(self, tiles: Tiles, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores as :meth:`segment` does, and the segmenter's layers, the mean over the versions."""
+
+        def part(turns: int, flipped: bool) -> tuple[torch.Tensor, torch.Tensor]:
+            made = self.segmenter.segment_with_layers(_turned_tiles(tiles, turns, flipped), state)
+            scores, layers = (_turned_back(values, turns, flipped) for values in made)
+            return _probabilities(scores, tiles.valid), _known(layers, tiles.valid)
+
+        total, layers = _sums(part(*turn) for turn in self._turns)
+        return _scores(total.div_(len(self._turns))), layers.div_(len(self._turns))
 
 
 @dataclass(frozen=True)
@@ -104,15 +116,46 @@ class Ensemble(Segmenter):
         Raises:
             ConfigError: ``state`` is not what :meth:`prepare` returned.
         """
-        states = getattr(state, "states", ())
+        members = zip(self.members, self._states(state), self.weights, strict=True)
+        parts = (
+            (_probabilities(member.segment(tiles, own), tiles.valid).mul_(weight),) for member, own, weight in members
+        )
+        return _scores(*_sums(parts))
+
+    def segment_with_layers(self, tiles: Tiles, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores as :meth:`segment` does, and the weighted means of the layers that all members have.
+
+        Raises:
+            ConfigError: ``state`` is not what :meth:`prepare` returned.
+        """
+
+        def part(member: Segmenter, own: State, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+            scores, layers = member.segment_with_layers(tiles, own)
+            places = [member.spec.layers.index(name) for name in self.spec.layers]
+            layers = _known(layers[:, places], tiles.valid)
+            return _probabilities(scores, tiles.valid).mul_(weight), layers.mul_(weight)
+
+        members = zip(self.members, self._states(state), self.weights, strict=True)
+        total, layers = _sums(part(*each) for each in members)
+        return _scores(total), layers
+
+    def _states(self, state: State) -> tuple[State, ...]:
+        states: tuple[State, ...] = getattr(state, "states", ())
         if len(states) != len(self.members):
             raise ConfigError("the ensemble has no state for its members: pass the state that prepare(scene) returned.")
-        total: torch.Tensor | None = None
-        for member, own, weight in zip(self.members, states, self.weights, strict=True):
-            part = _probabilities(member.segment(tiles, own), tiles.valid).mul_(weight)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return _scores(total)
+        return states
+
+
+def _sums(parts: Iterable[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """Add up tuples of tensors place by place, in their order, into the first."""
+    return functools.reduce(
+        lambda total, part: tuple(one.add_(other) for one, other in zip(total, part, strict=True)), parts
+    )
+
+
+def _known(layers: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Return layers (N, L, H, W) float32 with 0 where a pixel is not valid."""
+    return layers.float().masked_fill(~valid.unsqueeze(1), 0.0)
 
 
 def _probabilities(scores: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -184,17 +227,19 @@ def _common_spec(specs: Sequence[Spec]) -> Spec:
         halo=halo,
         stride=stride,
         tile_exact=all(spec.tile_exact for spec in specs),
+        bounded=any(spec.bounded for spec in specs) and not any(spec.fixed_tile for spec in specs),
         normalisation=scalings.pop() if len(scalings) == 1 else None,
         view=next(iter(views), None),
         needs_prior=any(spec.needs_prior for spec in specs),
         deterministic=all(spec.deterministic for spec in specs),
         probabilistic=all(spec.probabilistic for spec in specs),
+        layers=tuple(name for name in first.layers if all(name in spec.layers for spec in specs)),
     )
 
 
 def _common_tile(specs: Sequence[Spec], stride: int, halo: int) -> int:
     """Return a tile for all: the fixed size of members that depend on it, else the largest; with room for a core."""
-    fixed = [spec.tile for spec in specs if not spec.tile_exact]
+    fixed = [spec.tile for spec in specs if spec.fixed_tile]
     wanted = min(fixed) if fixed else max(spec.tile for spec in specs)
     return _up(max(wanted, 2 * halo + stride), stride)
 

@@ -37,11 +37,13 @@ class Spec:
         halo: pixels on each side of a tile that only give context; a multiple of ``stride``.
         stride: shifts by multiples of it shift the scores alike.
         tile_exact: whether scores of the core equal those of one pass over the whole scene.
+        bounded: whether they would with a larger halo, so that tiles of any size will do although these are not exact.
         normalisation: scaling of the bands; None where it is measured once on the scene.
         view: the surroundings it needs, if any.
         needs_prior: whether it refines the scores or labels of an earlier stage.
         deterministic: whether equal tiles give equal scores on one device.
         probabilistic: whether a softmax over its scores means a probability.
+        layers: names of what it can say about each pixel beside its scores, see :meth:`Segmenter.segment_with_layers`.
     """
 
     bands: tuple[str, ...]
@@ -51,11 +53,18 @@ class Spec:
     halo: int
     stride: int = 1
     tile_exact: bool = True
+    bounded: bool = False
     normalisation: Normalisation | None = None
     view: View | None = None
     needs_prior: bool = False
     deterministic: bool = True
     probabilistic: bool = True
+    layers: tuple[str, ...] = ()
+
+    @property
+    def fixed_tile(self) -> bool:
+        """Whether scores depend on the size of the tile, so that another one would be another model."""
+        return not (self.tile_exact or self.bounded)
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,14 @@ class Segmenter(ABC):
     @abstractmethod
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return scores (N, K, H, W), float, on the tiles' device; the largest wins, a softmax gives probabilities."""
+
+    def segment_with_layers(self, tiles: Tiles, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores as :meth:`segment` does, and the layers (N, L, H, W), float, that ``spec.layers`` names.
+
+        Methods that name layers override it; the scores must be those of :meth:`segment`.
+        """
+        scores = self.segment(tiles, state)
+        return scores, scores.new_zeros((len(scores), 0, *scores.shape[-2:]))
 
     def place(self, device: torch.device) -> None:  # noqa: B027 - a method without weights has nothing to place
         """Move what the method holds to ``device``, ready for inference; called once, before the first tile."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from geoseg import __version__
-from geoseg.bundle import Bundle, read_bundle
-from geoseg.errors import BundleError, one_line, unknown_name
+from geoseg.bundle import Bundle, file_digest, read_bundle, write_bundle
+from geoseg.errors import BundleError, OutputError, one_line, unknown_name
 
 if TYPE_CHECKING:
     from geoseg.segmenters.interface import Segmenter
@@ -43,6 +43,10 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.clustering import FeatureClustering
 
         return FeatureClustering.from_bundle(bundle)
+    if bundle.description.method == "onnx":
+        from geoseg.segmenters.onnx import OnnxNetwork
+
+        return OnnxNetwork.from_bundle(bundle)
     from geoseg.segmenters.network import PlainNetwork
 
     return PlainNetwork.from_bundle(bundle)
@@ -58,16 +62,17 @@ def resolve_bundle(path: str | os.PathLike[str]) -> str:
     """Return the local path of a bundle given by path, http(s) URL (downloaded once) or shipped name.
 
     A file of that name goes before a shipped bundle.  A path that does not exist comes back as it is:
-    :func:`geoseg.bundle.read_bundle` says so.
+    :func:`geoseg.bundle.read_bundle` says so.  Of an ONNX file whose metadata say enough a bundle is made, once.
 
     Raises:
-        BundleError: no bundle of that name ships, or the URL gives none.
+        BundleError: no bundle of that name ships, the URL gives none, or an ONNX file is refused.
+        ConfigError: an ONNX file does not say enough, or onnxruntime is not installed.
     """
     name = os.fspath(path)
     if name.lower().startswith(("http://", "https://")):
         return _downloaded(name)
     if os.path.exists(name) or not _is_name(name):
-        return name
+        return _of_onnx(name) if name.lower().endswith(".onnx") and os.path.isfile(name) else name
     known = shipped()
     if name in known:
         return str(files("geoseg.data") / f"{name}{_SUFFIX}")
@@ -122,6 +127,28 @@ def _downloaded(url: str) -> str:
     finally:
         if partial:
             Path(partial).unlink(missing_ok=True)
+    return str(target)
+
+
+def _of_onnx(path: str) -> str:
+    """Return the cached bundle of an ONNX file, made first if there is none."""
+    from geoseg.segmenters.onnx_import import import_onnx
+
+    try:
+        content = file_digest(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror or error}): check the path.") from error
+    target = cache_folder() / f"onnx-{content[:32]}-{__version__}{_SUFFIX}"
+    if not target.exists():
+        made = import_onnx(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_bundle(target, *made, overwrite=True)
+        except (OSError, OutputError) as error:
+            raise BundleError(
+                f"{path} cannot be kept as a bundle in {target.parent} ({one_line(error)}): set GEOSEG_CACHE to a "
+                "folder with room, or make the bundle with `geoseg import`."
+            ) from error
     return str(target)
 
 

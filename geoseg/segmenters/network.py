@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,21 +16,16 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from geoseg import networks
-from geoseg.bundle import Bundle, ClassRecord, Description
+from geoseg.bundle import Bundle, Description
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError, one_line
-from geoseg.networks.receptive_field import is_bounded, measure_halo
 from geoseg.normalisation import Normalisation
+from geoseg.segmenters.describing import describe, plain_options
 from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles, normalised
 
 if TYPE_CHECKING:
     from geoseg.scene import Scene
 
-_TILE = 1024
-# Networks that look at the whole tile depend on its size: one size for all of them, near what they are trained on.
-_FIXED_TILE = 512
-_FIXED_HALO = 128
-_LARGEST_TILE = 16384
 # Counts batches in training; inference does not read it.
 _NOT_STORED = "num_batches_tracked"
 # Of the largest score: folding changes the order of a few roundings, nothing else.
@@ -51,13 +45,14 @@ class PlainNetwork(Segmenter):
     """A network from pixels to scores, applied to each tile alone.
 
     Args:
-        module: from (N, C, H, W) float to scores (N, K, H, W); of a tuple or dict the main output is taken.
-        spec: what it asks of its tiles.
+        module: from (N, C, H, W) float to scores (N, K, H, W); of a tuple or dict the main output is taken.  One with
+            ``layers`` and ``with_layers`` (:mod:`geoseg.networks.any_size`) has further layers.
+        spec: what it asks of its tiles; its layers are set to the module's.
     """
 
     def __init__(self, module: nn.Module, spec: Spec) -> None:
         self.module = module
-        self.spec = spec
+        self.spec = replace(spec, layers=tuple(getattr(module, "layers", ())) if hasattr(module, "with_layers") else ())
         self._channels_last = False
 
     @classmethod
@@ -105,19 +100,40 @@ class PlainNetwork(Segmenter):
         Raises:
             ConfigError: nothing scales the bands, or the network's scores have another shape than they should.
         """
+        pixels = self._input(tiles, state)
+        with torch.no_grad():
+            return self._checked(_main_output(self.module(pixels)), pixels)
+
+    def segment_with_layers(self, tiles: Tiles, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores (N, K, H, W) and the network's further layers (N, L, H, W), both float32.
+
+        Raises:
+            ConfigError: as for :meth:`segment`, or the layers have another shape than they should.
+        """
+        if not self.spec.layers:
+            return super().segment_with_layers(tiles, state)
+        pixels = self._input(tiles, state)
+        with torch.no_grad():
+            scores, layers = self.module.with_layers(pixels)  # type: ignore[operator]
+        expected = (len(pixels), len(self.spec.layers), *pixels.shape[-2:])
+        if tuple(layers.shape) != expected:
+            raise ConfigError(f"the network gives layers of shape {tuple(layers.shape)} where {expected} belong.")
+        return self._checked(scores, pixels), layers.float()
+
+    def _input(self, tiles: Tiles, state: State) -> torch.Tensor:
         scaling = self.spec.normalisation or getattr(state, "normalisation", None)
         if scaling is None:
             raise ConfigError("the network has no scaling of its bands: pass the state that prepare(scene) returned.")
         pixels = normalised(tiles, scaling)
-        if self._channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            scores = _main_output(self.module(pixels)).float()
+        return pixels.contiguous(memory_format=torch.channels_last) if self._channels_last else pixels
+
+    def _checked(self, scores: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the scores as float32, once their shape is known to be right."""
         count = scores.shape[1] if self.spec.classes is None else len(self.spec.classes)
-        expected = (len(tiles), count, *pixels.shape[-2:])
+        expected = (len(pixels), count, *pixels.shape[-2:])
         if tuple(scores.shape) != expected:
             raise ConfigError(f"the network gives scores of shape {tuple(scores.shape)} where {expected} belong.")
-        return scores
+        return scores.float()
 
 
 def spec_of(description: Description) -> Spec:
@@ -130,6 +146,7 @@ def spec_of(description: Description) -> Spec:
         halo=description.halo,
         stride=description.stride,
         tile_exact=description.tile_exact,
+        bounded=description.tiling is not None and description.tiling.halo_exact is not None,
         normalisation=description.normalisation.build() if description.normalisation else None,
     )
 
@@ -158,7 +175,7 @@ def new_bundle(
         encoder: by default the network's own.
         resolution: true ground metres per pixel, None for any.
         tile: side in pixels; by default 1024 or more for a network whose tiles are exact, else 512.
-        halo: pixels; ``"auto"`` measures it on the network (:func:`geoseg.networks.receptive_field.measure_halo`).
+        halo: pixels; ``"auto"`` chooses it, see :func:`geoseg.segmenters.describing.describe`.
         seed: of the random weights.
         pretrained: start the encoder from ImageNet weights, which are downloaded.
         options: what else the network's builder takes; plain JSON values.
@@ -166,7 +183,7 @@ def new_bundle(
     Raises:
         ConfigError: a name, option or size is refused, or weights cannot be downloaded.
     """
-    given = _plain(options or {})
+    given = plain_options(options or {})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = networks.create(
@@ -177,78 +194,18 @@ def new_bundle(
             pretrained=pretrained,
             **given,
         )
-    info = networks.info(name)
-    stride = int(getattr(module, "stride", info.stride))
-    wanted, exact = _reach(module, len(bands), stride, halo, info.tile_exact)
-    halo_px, tile_px = _sizes(tile, wanted, stride, exact)
-    description = Description(
-        method="network",
-        settings={"name": name, "encoder": encoder or info.encoder, "options": given},
-        bands=list(bands),
+    description = describe(
+        module,
+        name=name,
+        encoder=encoder,
+        options=given,
+        bands=bands,
+        classes=classes,
         resolution=resolution,
-        classes=[ClassRecord(**record) for record in classes.as_dicts()],
-        tile=tile_px,
-        halo=halo_px,
-        stride=stride,
-        tile_exact=exact,
+        tile=tile,
+        halo=halo,
     )
     return description, tensors_of(module)
-
-
-def _reach(
-    module: nn.Module, in_channels: int, stride: int, halo: int | Literal["auto"], exact: bool
-) -> tuple[int, bool]:
-    """Return the halo in pixels, measured if ``"auto"``, and whether tiles are exact, which the family may promise."""
-    if halo != "auto":
-        return halo, exact and is_bounded(module, in_channels, stride)
-    reach = measure_halo(module, in_channels, stride)
-    exact = exact and reach.bounded
-    return reach.radius if exact else min(reach.radius, _FIXED_HALO), exact
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options as they come back from a bundle's JSON.
-
-    Raises:
-        ConfigError: one has no place in JSON, or is an argument of its own.
-    """
-    own = sorted({"name", "in_channels", "num_classes", "encoder", "pretrained"} & options.keys())
-    if own:
-        raise ConfigError(f"{own[0]} is no option of a network: it is an argument of its own.")
-    try:
-        record: dict[str, Any] = json.loads(json.dumps(dict(options), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the options {dict(options)!r} cannot be kept in a bundle ({one_line(error)}): "
-            "use numbers, text, lists and true or false."
-        ) from error
-    return record
-
-
-def _sizes(tile: int | None, halo: int, stride: int, exact: bool) -> tuple[int, int]:
-    """Return halo and tile in pixels, both multiples of the stride.
-
-    Raises:
-        ConfigError: negative, too large, or a tile without a core.
-    """
-    if halo < 0:
-        raise ConfigError(f"the halo is {halo} pixels: it cannot be negative.")
-    halo = -(-halo // stride) * stride
-    if tile is None:
-        # At least half of each side is core: with less, most of the work would be thrown away.
-        tile = max(_TILE, 4 * halo) if exact else max(_FIXED_TILE, 4 * halo)
-        tile = -(-tile // stride) * stride
-    if tile % stride:
-        raise ConfigError(
-            f"the tile is {tile} pixels, which the network's stride {stride} does not divide: "
-            f"use {-(-tile // stride) * stride}."
-        )
-    if not 2 * halo < tile <= _LARGEST_TILE:
-        raise ConfigError(
-            f"a tile of {tile} pixels does not fit a halo of {halo}: use more than {2 * halo} and at most "
-            f"{_LARGEST_TILE} pixels."
-        )
-    return halo, tile
 
 
 def tensors_of(module: nn.Module) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from geoseg.grid import Window
-from geoseg.vector import topology
+from geoseg.vector import labelling
 from geoseg.vector.label_map import LabelMap
 from geoseg.vector.measures import measure
 from geoseg.vector.polygons import NOTHING
@@ -116,7 +116,7 @@ def clean(
 
 @dataclass(frozen=True)
 class _Block:
-    """The regions of one block: see :func:`geoseg.vector.topology.label_regions`."""
+    """The regions of one block: see :func:`geoseg.vector.labelling.label_regions`."""
 
     window: Window
     codes: NDArray[np.uint8]
@@ -192,7 +192,7 @@ class _Round:
         window = self._windows[number]
         rows, cols = slice(window.row, window.row_stop), slice(window.col, window.col_stop)
         codes = np.array(self._labels.labels[rows, cols])
-        regions, first, _, _ = topology.label_regions(codes, _NO_CODE if self._hole else NOTHING)
+        regions, first, _, _ = labelling.label_regions(codes, _NO_CODE if self._hole else NOTHING)
         stride = window.width + 2
         row, col = np.divmod(first.astype(np.int64), stride)
         name = (row - 1 + window.row) * self._width + col - 1 + window.col

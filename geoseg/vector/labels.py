@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window as RasterioWindow
 
 from geoseg.classes import MAX_CLASSES, Classes
-from geoseg.errors import GeosegWarning, LabelsError, SceneError
+from geoseg.errors import ConfigError, GeosegWarning, LabelsError, SceneError
 from geoseg.geodesy import geodetic_transformer
 from geoseg.grid import ChunkGrid, Window
 from geoseg.source import gdal_environment, has_internal_mask, open_raster, reading, refuse_truncated, resolve
@@ -37,7 +37,7 @@ class LabelRaster:
         band: index of the band, from 1.
         shape: height and width in pixels.
         affine: from pixel corners (column, row) to ``crs``.
-        crs: its CRS.
+        crs: its CRS, None where pixel coordinates will do.
         nodata: the file's value for "no data", None if it has none.
         masked: whether the file carries a validity mask of its own.
         confidence: path and band of the confidence on the same grid, None if there is none.
@@ -47,7 +47,7 @@ class LabelRaster:
     band: int
     shape: tuple[int, int]
     affine: Affine
-    crs: pyproj.CRS
+    crs: pyproj.CRS | None
     nodata: int | None
     masked: bool
     confidence: tuple[str, int] | None
@@ -91,11 +91,22 @@ class LabelRaster:
 
 
 def open_labels(
-    path: str | os.PathLike[str], band: int = 1, confidence: tuple[str | os.PathLike[str], int] | None = None
+    path: str | os.PathLike[str],
+    band: int = 1,
+    confidence: tuple[str | os.PathLike[str], int] | None = None,
+    *,
+    pixel_coordinates: bool = False,
 ) -> LabelRaster:
     """Open a label raster, and check it as far as that goes without reading it.
 
+    Args:
+        path: what GDAL opens.
+        band: index of the band, from 1.
+        confidence: path and band of the confidence.
+        pixel_coordinates: whether it is meant to have no CRS.
+
     Raises:
+        ConfigError: it has a CRS although it is meant to have none.
         SceneError: unreadable or truncated file, no CRS, or one that is tied to no body.
         LabelsError: no such band, labels that are not integers, or a confidence on another grid.
     """
@@ -109,10 +120,13 @@ def open_labels(
                 f"{name} has {dtype} values in band {band}, but labels are integers: "
                 "convert them (gdal_translate -ot Byte) or give another --band."
             )
-        if not dataset.crs:
+        if not dataset.crs and not pixel_coordinates:
             raise SceneError(
-                f"{name} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… FILE`."
+                f"{name} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… FILE`, or pass "
+                "--pixel-coordinates to get polygons without one."
             )
+        if dataset.crs and pixel_coordinates:
+            raise ConfigError(f"{name} has a CRS, which places its polygons: leave out --pixel-coordinates.")
         if abs(dataset.transform.determinant) == 0:
             raise SceneError(f"{name} has a transform that maps every pixel to one place: georeference it first.")
         nodata = dataset.nodatavals[band - 1]
@@ -121,12 +135,13 @@ def open_labels(
             band=band,
             shape=(int(dataset.height), int(dataset.width)),
             affine=dataset.transform,
-            crs=pyproj.CRS.from_wkt(dataset.crs.to_wkt()),
+            crs=pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None,
             nodata=int(nodata) if nodata is not None and float(nodata).is_integer() else None,
             masked=has_internal_mask(dataset),
             confidence=None if confidence is None else (resolve(confidence[0]), confidence[1]),
         )
-    geodetic_transformer(raster.crs)
+    if raster.crs is not None:
+        geodetic_transformer(raster.crs)
     _refuse_confidence(raster)
     return raster
 

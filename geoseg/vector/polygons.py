@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import LabelsError
 from geoseg.grid import Window
-from geoseg.vector import topology
+from geoseg.vector import labelling, topology
 from geoseg.vector.pixel_polygons import PixelPolygons
 from geoseg.vector.seams import Border, Open, Seams
 from geoseg.vector.stitch import Pieces, Stitcher
@@ -66,6 +66,7 @@ def polygonize(
     connectivity: int = 4,
     workers: int = 1,
     finish: Callable[[PixelPolygons], PixelPolygons] | None = None,
+    observe: Callable[[Window, NDArray[np.int32], NDArray[np.int64]], None] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[PixelPolygons]:
     """Turn the connected regions of equal label of a raster into polygons, block by block.
@@ -82,6 +83,9 @@ def polygonize(
             :attr:`PixelPolygons.feature`.
         workers: how many blocks are worked on at a time, in threads.
         finish: what is done to every batch of finished polygons, in the thread that finished it.
+        observe: called once for every block that has regions, in the thread that works on it: with its window, its
+            region map (h, w), and by region number the :attr:`PixelPolygons.feature` that the region belongs to;
+            number 0 is no region.
         progress: called with the number of looks taken and of all looks.
 
     Raises:
@@ -93,7 +97,7 @@ def polygonize(
     rows, cols = source.cuts
     if rows[-1] == 0 or cols[-1] == 0:
         return
-    work = _Work(source, sorted({NOTHING, *skip}), connectivity, finish or (lambda polygons: polygons))
+    work = _Work(source, sorted({NOTHING, *skip}), connectivity, finish or (lambda polygons: polygons), observe)
     with ThreadPoolExecutor(workers) as pool:
         done = 0
         for block, borders in _in_order(pool, workers, work.survey, work.blocks):
@@ -140,7 +144,7 @@ def _in_order(
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The regions of one block: see :func:`geoseg.vector.topology.label_regions`."""
+    """The regions of one block: see :func:`geoseg.vector.labelling.label_regions`."""
 
     window: Window
     codes: NDArray[np.uint8]
@@ -174,10 +178,12 @@ class _Work:
         ignored: list[int],
         connectivity: int,
         finish: Callable[[PixelPolygons], PixelPolygons],
+        observe: Callable[[Window, NDArray[np.int32], NDArray[np.int64]], None] | None = None,
     ) -> None:
         rows, cols = source.cuts
         self.blocks = [(row, col) for row in range(len(rows) - 1) for col in range(len(cols) - 1)]
         self.finish = finish
+        self._observe = observe
         self._source = source
         self._lut = np.arange(256, dtype=np.uint8)
         self._lut[ignored] = NOTHING
@@ -230,6 +236,8 @@ class _Work:
         feature[open_features.numbers] = open_features.first_pixel
         if labelled.groups is not None:
             feature = feature[labelled.groups]
+        if self._observe is not None:
+            self._observe(labelled.window, labelled.inner(), feature)
         finished, pieces = _traced(labelled, open_, feature, raster_width)
         return self.finish(finished) if len(finished) else finished, pieces
 
@@ -244,11 +252,11 @@ class _Work:
             if array is not None and array.shape != window.shape:
                 raise LabelsError(f"the block at {window} has arrays of shape {array.shape}, not {window.shape}.")
         codes = given.labels if self._plain else self._lut[given.labels]
-        regions, first, pixels, runs = topology.label_regions(np.ascontiguousarray(codes), NOTHING)
+        regions, first, pixels, runs = labelling.label_regions(np.ascontiguousarray(codes), NOTHING)
         groups = None
         if self._corners:
             groups = np.arange(len(first), dtype=np.int32)
-            topology.join_corners(regions, window.width + 2, codes, groups)
+            labelling.join_corners(regions, window.width + 2, codes, groups)
         return _Labelled(window, codes, given.confidence, regions, first, pixels, runs, groups)
 
 
@@ -267,14 +275,12 @@ def _traced(
     class_id[1:] = codes[(row - 1) * block.window.width + col - 1]
     sums = known = np.zeros(count, np.int64)
     if block.confidence is not None:
-        sums, known = topology.sums_by_region(block.regions, stride, block.confidence, UNKNOWN, count)
+        sums, known = labelling.sums_by_region(block.regions, stride, block.confidence, UNKNOWN, count)
     columns = (feature, class_id, block.pixels, sums, known)
 
     is_open = np.zeros(count, bool)
     is_open[open_.numbers] = True
-    inside = ~is_open[owners]
-    rings = np.flatnonzero(inside)
-    rings = rings[np.argsort(owners[rings], kind="stable")]
+    rings = topology.grouped_rings(owners, is_open)
     place = (block.window.row, block.window.col)
     corners, ring_starts = topology.corners_of(vertices, starts, rings, stride, *place, True)
     shells = np.flatnonzero(~holes[rings])
@@ -290,7 +296,7 @@ def _traced(
 
     key_of = np.full(count, -1, np.int64)
     key_of[representative] = open_.keys
-    rest = np.flatnonzero(~inside)
+    rest = np.flatnonzero(is_open[owners])
     ring_corners, ring_offsets = topology.corners_of(vertices, starts, rest, stride, *place, False)
     chain_vertices, chain_starts, chain_owners, heads, tails = chains
     every = np.arange(len(chain_owners))
@@ -320,7 +326,7 @@ def _with_frame(block: _Labelled, open_: Open) -> tuple[NDArray[np.int32], NDArr
     if len(keys) < len(open_.keys):
         table = np.arange(count, dtype=np.int32)
         table[open_.numbers] = representative
-        regions = table[regions]
+        labelling.renumber(regions, block.stride, block.runs, table)
     frame = np.concatenate(open_.frame)
     around, position = np.unique(frame, return_inverse=True)
     numbers = count + np.arange(len(around))

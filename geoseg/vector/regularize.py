@@ -26,6 +26,8 @@ _ALIKE_PX = 0.2
 _TOLERANCES = (0.75, 0.5, 0.35)
 # Cutting rounds coordinates: results may still overlap by this many square pixels.
 OVERLAP_PX = 1e-6
+# No outline reaches further than this above the raw one, so that it is known early which polygons will not meet.
+REACH_PX = 64.0
 
 
 def regularize(
@@ -51,11 +53,52 @@ def regularize(
         (N,) shapely polygons, and (N,) float64 intersection over union of each with its raw outline: 1 where that was
         kept.
     """
-    shortest = max(shortest_m / pixel_m, SHORTEST_PX)
-    if not len(polygons):
-        return polygons, np.zeros(0)
-    results = _without_overlaps(polygons, _best_outlines(polygons, shortest, diagonals))
-    return results, iou(polygons, results)
+    return Regularizer(pixel_m, shortest_m=shortest_m, diagonals=diagonals).add(polygons)
+
+
+class Regularizer:
+    """What :func:`regularize` does, for polygons that come in batches, with the same results for any batches.
+
+    It keeps the polygons that later ones may still meet.
+
+    Args:
+        pixel_m: ground length of a square pixel's side in metres.
+        shortest_m: the shortest wall in metres; never below three pixels.
+        diagonals: whether walls at 45° are allowed.
+    """
+
+    def __init__(self, pixel_m: float, *, shortest_m: float = SHORTEST_M, diagonals: bool = True) -> None:
+        self._shortest = max(shortest_m / pixel_m, SHORTEST_PX)
+        self._diagonals = diagonals
+        # Raw, wanted and final outlines of what later polygons may meet, in order, and how far down each reaches.
+        self._kept = np.empty((3, 0), object)
+        self._bottom = np.empty(0)
+
+    def __len__(self) -> int:
+        """Return how many polygons are kept."""
+        return len(self._bottom)
+
+    def add(self, polygons: NDArray[Any], top: float = -np.inf) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Return the right-angled outlines of the next polygons.
+
+        Args:
+            polygons: as in :func:`regularize`, after all that came before in the order.
+            top: no polygon of this batch or a later one reaches above this y (y points down).
+
+        Returns:
+            As :func:`regularize`.
+        """
+        if not len(polygons):
+            return polygons, np.zeros(0)
+        near = self._bottom >= top - REACH_PX
+        before = self._kept[:, near]
+        wanted = _best_outlines(polygons, self._shortest, self._diagonals)
+        results = _without_overlaps(
+            np.concatenate([before[0], polygons]), np.concatenate([before[1], wanted]), before[2]
+        )[before.shape[1] :]
+        self._kept = np.concatenate([before, np.stack([polygons, wanted, results])], axis=1)
+        self._bottom = shapely.bounds(self._kept)[:, :, 3].max(axis=0)
+        return results, iou(polygons, results)
 
 
 def iou(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.float64]:
@@ -72,7 +115,8 @@ def _best_outlines(polygons: NDArray[Any], shortest: float, diagonals: bool) -> 
     candidates[:] = [outline for several in found for outline, _ in several]
     penalty = np.array([penalty for several in found for _, penalty in several])
     agreement = np.zeros(len(owner))
-    valid = shapely.is_valid(candidates)
+    reach = shapely.bounds(polygons[owner])[:, 1] - shapely.bounds(candidates)[:, 1]
+    valid = shapely.is_valid(candidates) & (reach < REACH_PX)
     agreement[valid] = iou(polygons[owner[valid]], candidates[valid])
     results = polygons.copy()
     best = np.full(len(polygons), -np.inf)
@@ -150,8 +194,8 @@ def _turned(polygon: Any, angle: float) -> Any:
     return shapely.transform(polygon, turn)
 
 
-def _without_overlaps(raw: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
-    """Return the wanted polygons, each without what earlier ones have taken."""
+def _without_overlaps(raw: NDArray[Any], wanted: NDArray[Any], settled: NDArray[Any]) -> NDArray[Any]:
+    """Return the wanted polygons, each without what earlier ones have taken; the first ones are ``settled`` already."""
     tree = shapely.STRtree(wanted)
     # A polygon may end up with its raw outline as well, so that one counts for who is near whom.
     near = [tree.query(shapes, predicate="intersects") for shapes in (wanted, raw)]
@@ -161,8 +205,8 @@ def _without_overlaps(raw: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
     neighbours: dict[int, set[int]] = {}
     for one, other in zip(later[is_pair].tolist(), earlier[is_pair].tolist(), strict=True):
         neighbours.setdefault(one, set()).add(other)
-    results = wanted.copy()
-    for index in sorted(neighbours):
+    results = np.concatenate([settled, wanted[len(settled) :]])
+    for index in sorted(number for number in neighbours if number >= len(settled)):
         taken = results[sorted(neighbours[index])]
         if shapely.area(shapely.intersection(results[index], taken)).max() > 0:
             results[index] = _first_good(raw[index], wanted[index], shapely.union_all(taken))

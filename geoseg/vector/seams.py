@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from geoseg.vector.topology import unite_pairs
+from geoseg.vector.labelling import unite_pairs
 
 # Of a border: its top row, bottom row, left column and right column.
 _TOP, _BOTTOM, _LEFT, _RIGHT = range(4)

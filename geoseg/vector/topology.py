@@ -1,9 +1,4 @@
-"""Regions of a label raster and the rings around them, in compiled loops over one block.
-
-A block is an array of codes.  Its regions are the 4-connected areas of equal code; they are numbered from 1 in the
-order of their first pixels (top row, then leftmost column), and 0 is no region at all.  A *region map* is flat and has
-a frame one pixel wide, so that loops need neither two indices nor bounds checks; what lies in the frame are the regions
-of the neighbouring blocks.
+"""The rings around regions, walked in compiled loops over the region map of one block.
 
 Rings are walked along the cracks between pixels with the region on the left.  A crack is a pixel and a heading (0 east,
 1 south, 2 west, 3 north), and exactly one crack follows another:
@@ -24,119 +19,25 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 # Bits of the marks on a pixel: its top crack and its bottom crack have been walked; it stands in the frame.
 _TOP, _BOTTOM, _FRAME = 1, 2, 4
 
 
 @njit(cache=True, nogil=True)
-def _find(parent: NDArray[np.int32], node: int) -> int:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
-
-
-@njit(cache=True, nogil=True)
 def _grown(array: Any) -> Any:
-    return np.concatenate((array, np.empty_like(array)))
+    """Return a copy with room for as much again behind it."""
+    grown = np.empty((2 * len(array), *array.shape[1:]), array.dtype)
+    grown[: len(array)] = array
+    return grown
 
 
-@njit(cache=True, nogil=True)
-def label_regions(codes: Any, none: int) -> Any:  # noqa: C901 - one loop for speed
-    """Number the 4-connected regions of equal code.
-
-    Args:
-        codes: (h, w) uint8.
-        none: the code of pixels that belong to no region.
-
-    Returns:
-        The region map, int32 of (h + 2) * (w + 2) with an empty frame; for region numbers from 0, which stands for
-        none, the place of the first pixel in the map (int32) and the number of pixels (int64); and the places at which
-        a run of equal pixels begins, row by row (int32).
-    """
-    height, width = codes.shape
-    stride = width + 2
-    parent = np.zeros(1024, np.int32)
-    first = np.zeros(1024, np.int32)
-    runs = np.empty(4096, np.int32)
-    kinds = np.empty(4096, np.uint8)
-    labels = np.empty(4096, np.int32)
-    row_ends = np.zeros(height + 1, np.int64)
-    count = used = 0
-    for row in range(height):
-        line = codes[row]
-        shift = (row + 1) * stride + 1
-        above, above_end = row_ends[max(row - 1, 0)], used
-        col = 0
-        while col < width:
-            code = line[col]
-            begin = col
-            col += 1
-            while col < width and line[col] == code:
-                col += 1
-            if used == len(runs):
-                runs, kinds, labels = _grown(runs), _grown(kinds), _grown(labels)
-            number = 0
-            if code != none:
-                low, high = shift + begin - stride, shift + col - stride
-                # The first run above that reaches this one, and all that begin before its end.
-                while above + 1 < above_end and runs[above + 1] <= low:
-                    above += 1
-                over = above
-                while over < above_end and runs[over] < high:
-                    if kinds[over] == code and labels[over] != number:
-                        other = _find(parent, labels[over])
-                        if number == 0:
-                            number = other
-                        elif other < number:
-                            parent[number] = other
-                            number = other
-                        else:
-                            parent[other] = number
-                    over += 1
-                if number == 0:
-                    count += 1
-                    if count == len(parent):
-                        parent, first = _grown(parent), _grown(first)
-                    number = count
-                    parent[count] = count
-                    first[count] = shift + begin
-            runs[used] = shift + begin
-            kinds[used] = code
-            labels[used] = number
-            used += 1
-        row_ends[row + 1] = used
-    # A root comes before all that hang on it, so one pass in order settles the final numbers.
-    regular = 0
-    for number in range(1, count + 1):
-        if parent[number] == number:
-            regular += 1
-            first[regular] = first[number]
-            parent[number] = regular
-        else:
-            parent[number] = parent[parent[number]]
-    regions = np.zeros((height + 2) * stride, np.int32)
-    pixels = np.zeros(regular + 1, np.int64)
-    for row in range(height):
-        end = (row + 2) * stride - 1
-        for run in range(row_ends[row + 1] - 1, row_ends[row] - 1, -1):
-            number = parent[labels[run]]
-            if number:
-                pixels[number] += end - runs[run]
-                for place in range(runs[run], end):
-                    regions[place] = number
-            end = runs[run]
-    first[0] = 0
-    return regions, first[: regular + 1].copy(), pixels, runs[:used].copy()
-
-
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _follow(regions: Any, marks: Any, vertices: Any, used: int, pixel: int, ahead: int, right: int, chain: bool) -> Any:
     """Walk from a crack until it comes again, or, on a chain, until the next pixel stands in the frame.
 
-    ``ahead`` and ``right`` are the steps from a pixel to the one ahead of it and to its right.
+    ``ahead`` and ``right`` are the steps from a pixel to the one ahead of it and to its right.  Pixels are marked where
+    their top crack ends or their bottom crack begins with a turn: that is where rings are looked for.
 
     Returns:
         The vertices (perhaps moved to a larger array), how many there are, and the crack that comes next: its pixel and
@@ -147,25 +48,28 @@ def _follow(regions: Any, marks: Any, vertices: Any, used: int, pixel: int, ahea
     # From a pixel to the one whose top left corner is the corner ahead and to the right.
     middle = 1 + max(abs(ahead), abs(right))
     while True:
-        if ahead == -1:
-            marks[pixel] |= _TOP
-        elif ahead == 1:
-            marks[pixel] |= _BOTTOM
         if used == len(vertices):
             vertices = _grown(vertices)
-        if regions[pixel + ahead + right] == own:
-            vertices[used] = pixel + (ahead + right + middle) // 2
+        beyond = regions[pixel + ahead + right]
+        if beyond == own:
+            vertices[used] = pixel + ((ahead + right + middle) >> 1)
             used += 1
+            if ahead == -1:
+                marks[pixel] |= _TOP
             pixel += ahead + right
+            if right == 1:
+                marks[pixel] |= _BOTTOM
             ahead, right = right, -ahead
         elif regions[pixel + ahead] == own:
-            if regions[pixel + ahead + right] != regions[pixel + right]:
-                vertices[used] = pixel + (ahead + right + middle) // 2
+            if beyond != regions[pixel + right]:
+                vertices[used] = pixel + ((ahead + right + middle) >> 1)
                 used += 1
             pixel += ahead
         else:
-            vertices[used] = pixel + (ahead + right + middle) // 2
+            vertices[used] = pixel + ((ahead + right + middle) >> 1)
             used += 1
+            if ahead == -1:
+                marks[pixel] |= _TOP
             ahead, right = -right, ahead
         if chain:
             if marks[pixel] & _FRAME:
@@ -215,8 +119,8 @@ def trace_chains(regions: Any, stride: int, marks: Any) -> Any:
             if own == 0:
                 continue
             for heading in range(4):
-                right = step[(heading + 1) & 3]
-                behind = place - step[heading]
+                ahead, right = step[heading], step[(heading + 1) & 3]
+                behind = place - ahead
                 if regions[place + right] == own:
                     continue
                 # The crack before this one: see the order in which a walk looks for the next.
@@ -227,7 +131,8 @@ def trace_chains(regions: Any, stride: int, marks: Any) -> Any:
                     continue
                 if count + 1 == len(starts):
                     starts, records = _grown(starts), _grown(records)
-                ahead = step[heading]
+                if heading == 0:
+                    marks[place] |= _BOTTOM
                 vertices, used, pixel, out = _follow(regions, marks, vertices, used, place, ahead, right, True)
                 records[count, 0] = own
                 records[count, 1] = 4 * place + heading
@@ -249,7 +154,7 @@ def trace_rings(regions: Any, stride: int, marks: Any, runs: Any) -> Any:
         each ring (int32) and whether it is the ring of a hole (bool).  Rings start at their topmost, then leftmost
         corner and come in the order of these corners, row by row; shells run down from there and holes run right.
     """
-    vertices = np.empty(4096, np.int32)
+    vertices = np.empty(4 * len(runs) + 64, np.int32)
     starts = np.zeros(1024, np.int64)
     owners = np.empty(1024, np.int32)
     holes = np.empty(1024, np.bool_)
@@ -259,22 +164,44 @@ def trace_rings(regions: Any, stride: int, marks: Any, runs: Any) -> Any:
         if own == above:
             continue
         for hole in (True, False):
-            # A shell's topmost crack lies on top of its first pixel, a hole's below a pixel of the region.
+            # At the first corner of a shell lies the top crack of its first pixel, at that of a hole the bottom crack
+            # of the pixel above, with the region on the left as well.
             if hole:
-                if above == 0 or marks[place - stride] & (_BOTTOM | _FRAME):
+                if above == 0 or above != regions[place - 1] or marks[place - stride] & (_BOTTOM | _FRAME):
                     continue
-            elif own == 0 or marks[place] & _TOP:
+            elif own == 0 or own == regions[place - 1] or marks[place] & _TOP:
                 continue
             if count + 1 == len(starts):
                 starts, owners, holes = _grown(starts), _grown(owners), _grown(holes)
             # The walk starts with the crack that ends at the corner, so that the corner comes first.
             begin, ahead, right = (place - 1, -stride, 1) if hole else (place, -1, -stride)
-            owners[count] = regions[begin]
+            owners[count] = above if hole else own
             holes[count] = hole
             vertices, used, _, _ = _follow(regions, marks, vertices, used, begin, ahead, right, False)
             count += 1
             starts[count] = used
     return vertices[:used], starts[: count + 1], owners[:count], holes[:count]
+
+
+@njit(cache=True, nogil=True)
+def grouped_rings(owners: Any, is_open: Any) -> Any:
+    """Return the rings of regions that are not open, region by region and otherwise in their order (int64).
+
+    Args:
+        owners: the region of each ring.
+        is_open: of each region, whether it goes on in other blocks.
+    """
+    starts = np.zeros(len(is_open) + 1, np.int64)
+    for owner in owners:
+        starts[owner + 1] += not is_open[owner]
+    for number in range(len(is_open)):
+        starts[number + 1] += starts[number]
+    rings = np.empty(starts[len(is_open)], np.int64)
+    for ring in range(len(owners)):
+        if not is_open[owners[ring]]:
+            rings[starts[owners[ring]]] = ring
+            starts[owners[ring]] += 1
+    return rings
 
 
 @njit(cache=True, nogil=True)
@@ -387,56 +314,3 @@ def chosen_rings(corners: Any, starts: Any, rings: Any) -> Any:
     for i in range(len(rings)):
         out[offsets[i] : offsets[i + 1]] = corners[starts[rings[i]] : starts[rings[i] + 1]]
     return out, offsets
-
-
-@njit(cache=True, nogil=True)
-def join_corners(regions: Any, stride: int, codes: Any, groups: Any) -> None:
-    """Unite regions of equal code that touch in a corner: ``groups`` is a forest over region numbers (int32)."""
-    height, width = codes.shape
-    for row in range(1, height):
-        for col in range(1, width):
-            place = (row + 1) * stride + col + 1
-            for one, other in ((place, place - stride - 1), (place - 1, place - stride)):
-                a, b = regions[one], regions[other]
-                if a == b or a == 0 or b == 0:
-                    continue
-                same = (
-                    codes[row, col] == codes[row - 1, col - 1]
-                    if one == place
-                    else codes[row, col - 1] == codes[row - 1, col]
-                )
-                if same:
-                    a, b = _find(groups, a), _find(groups, b)
-                    groups[max(a, b)] = min(a, b)
-    for number in range(1, len(groups)):
-        groups[number] = groups[groups[number]]
-
-
-@njit(cache=True, nogil=True)
-def unite_pairs(parent: Any, one: Any, other: Any) -> None:
-    """Unite pairs of nodes; afterwards ``parent`` (int32) holds of each node the smallest that it belongs with."""
-    for i in range(len(one)):
-        a, b = _find(parent, one[i]), _find(parent, other[i])
-        parent[max(a, b)] = min(a, b)
-    for node in range(len(parent)):
-        parent[node] = parent[parent[node]]
-
-
-@njit(cache=True, nogil=True)
-def sums_by_region(regions: Any, stride: int, values: Any, unknown: int, count: int) -> Any:
-    """Add up ``values`` (h, w) over the pixels of each of ``count`` regions from 0 up, but for those ``unknown``.
-
-    Returns:
-        Sums and numbers of known pixels, both int64.
-    """
-    sums = np.zeros(count, np.int64)
-    known = np.zeros(count, np.int64)
-    for row in range(values.shape[0]):
-        place = (row + 1) * stride
-        for col in range(values.shape[1]):
-            place += 1
-            if values[row, col] != unknown:
-                sums[regions[place]] += values[row, col]
-                known[regions[place]] += 1
-    sums[0] = known[0] = 0
-    return sums, known

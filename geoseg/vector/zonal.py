@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,21 +130,48 @@ class ZonalSums:
     def split(self, numbers: Ints) -> tuple[ZonalSums, ZonalSums]:
         """Return the regions with these numbers, for those that are complete, and the rest."""
         chosen = np.isin(self.regions, numbers)
-        return self._only(chosen), self._only(~chosen)
+        return self.chosen(chosen), self.chosen(~chosen)
 
     def statistics(self) -> ZonalStatistics:
         """Return the statistics, each rounded once from its exact value."""
-        totals, squares = _whole(self.sums, len(self)), _whole(self.squares, len(self))
+        totals, low = _whole(self.sums, len(self))
+        squares, lowest = _whole(self.squares, len(self))
+        # One unit for both, a power of four for squares: division of whole numbers is rounded correctly.
+        unit = min(low, lowest // 2)
         mean, std = np.full((2, len(self)), np.nan)
-        for index in np.flatnonzero(self.count):
+        for index in np.flatnonzero(self.count).tolist():
             number = int(self.count[index])
-            mean[index] = float(totals[index] / number)
-            std[index] = math.sqrt(squares[index] / number - (totals[index] / number) ** 2)
+            total, square = totals[index] << (low - unit), squares[index] << (lowest - 2 * unit)
+            mean[index] = _quotient(total, number, unit)
+            std[index] = math.sqrt(_quotient(square * number - total * total, number * number, 2 * unit))
         empty = self.count == 0
         minimum, maximum = np.where(empty, np.nan, self.minimum), np.where(empty, np.nan, self.maximum)
         return ZonalStatistics(self.regions, self.count, mean, std, minimum, maximum)
 
-    def _only(self, chosen: NDArray[np.bool_]) -> ZonalSums:
+    #: How many arrays :meth:`arrays` returns.
+    ARRAYS: ClassVar[int] = 8
+
+    def arrays(self) -> list[NDArray[np.generic]]:
+        """Return everything as plain arrays, for a file."""
+        limbs: list[NDArray[np.generic]] = []
+        for sums in (self.sums, self.squares):
+            limbs += [np.array([*sums], np.int64), np.array([*sums.values()], np.int64).reshape(-1, len(self))]
+        return [self.regions, self.count, self.minimum, self.maximum, *limbs]
+
+    @classmethod
+    def of_arrays(cls, arrays: Sequence[NDArray[Any]]) -> ZonalSums:
+        """Return what :meth:`arrays` took apart."""
+        regions, count, minimum, maximum, *limbs = arrays
+        sums, squares = (dict(zip(limbs[i].tolist(), limbs[i + 1], strict=True)) for i in (0, 2))
+        return cls(regions, count, minimum, maximum, sums, squares)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arrays in bytes."""
+        return 8 * len(self) * (4 + len(self.sums) + len(self.squares))
+
+    def chosen(self, chosen: NDArray[Any]) -> ZonalSums:
+        """Return some of the regions, by a mask or ascending indices."""
         return ZonalSums(
             self.regions[chosen],
             self.count[chosen],
@@ -235,15 +262,19 @@ def _side_by_side(parts: list[dict[int, Ints]], lengths: list[int]) -> dict[int,
     }
 
 
-def _whole(sums: dict[int, Ints], regions: int) -> list[Fraction]:
-    """Return the exact sums."""
+def _whole(sums: dict[int, Ints], regions: int) -> tuple[list[int], int]:
+    """Return the exact sums as whole numbers, and of which power of two."""
     lowest = min(sums, default=0)
-    unit = Fraction(2) ** (_LIMB_BITS * lowest)
     totals = [0] * regions
     for limb, parts in sums.items():
         shift = _LIMB_BITS * (limb - lowest)
         totals = [total + (part << shift) for total, part in zip(totals, parts.tolist(), strict=True)]
-    return [total * unit for total in totals]
+    return totals, _LIMB_BITS * lowest
+
+
+def _quotient(number: int, divisor: int, exponent: int) -> float:
+    """Return ``number / divisor * 2**exponent``, rounded once."""
+    return (number << exponent) / divisor if exponent >= 0 else number / (divisor << -exponent)
 
 
 def _error_of_square(values: Floats, square: Floats) -> Floats:

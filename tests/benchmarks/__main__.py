@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [startup] [overhead] [memory]``: run on purpose, on a quiet machine; prints ratios."""
+"""``python -m tests.benchmarks [NAME…]``: run on purpose, on a quiet machine; prints ratios.  The names are below."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import bench_memory, bench_overhead, bench_startup
+from tests.benchmarks import (
+    bench_memory,
+    bench_networks,
+    bench_overhead,
+    bench_startup,
+    bench_vectorising,
+    bench_writing,
+)
 
-_ALL = {"startup": bench_startup.main, "overhead": bench_overhead.main, "memory": bench_memory.main}
+_ALL = {
+    "startup": bench_startup.main,
+    "overhead": bench_overhead.main,
+    "memory": bench_memory.main,
+    "networks": bench_networks.main,
+    "vectorising": bench_vectorising.main,
+    "writing": bench_writing.main,
+}
 
 
 def main() -> None:

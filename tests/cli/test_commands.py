@@ -18,9 +18,9 @@ import rasterio
 import shapely
 
 import geoseg
-from geoseg_cli.main import main
+from geoseg_cli.main import _module, main
 
-COMMANDS = ("predict", "cluster", "vectorize", "init", "info", "networks", "demo")
+COMMANDS = ("predict", "cluster", "vectorize", "init", "import", "info", "networks", "demo")
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
 HEAVY = {"torch", "rasterio", "geopandas", "dask", "distributed", "timm", "segmentation_models_pytorch", "shapely"}
 
@@ -127,7 +127,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_every_command_has_its_module() -> None:
     for command in COMMANDS:
-        assert importlib.import_module(f"geoseg_cli.{command}").command.name == command
+        assert importlib.import_module(f"geoseg_cli.{_module(command)}").command.name == command
 
 
 # info and networks

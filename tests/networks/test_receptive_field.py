@@ -6,13 +6,13 @@ from torch import nn
 
 from geoseg import networks
 from geoseg.errors import ConfigError
-from geoseg.networks.receptive_field import SHARE, Reach, measure_halo
+from geoseg.networks.receptive_field import SHARE, Reach, exact_halo, measure_halo
 
 
 @pytest.mark.parametrize("depth", [1, 3, 7])
 def test_plain_convolutions_reach_their_depth(depth):
     network = networks.create("plainconv", in_channels=2, num_classes=3, depth=depth)
-    assert measure_halo(network, 2, 1) == Reach(depth, exact=True, bounded=True, share=1.0)
+    assert measure_halo(network, 2, 1) == Reach(depth, exact=True, bounded=True, share=1.0, limit=depth)
 
 
 def test_dead_and_zero_weights_do_not_hide_reach():
@@ -35,7 +35,7 @@ def test_reach_across_a_stride_is_rounded_up_to_it():
     network = nn.Sequential(
         nn.MaxPool2d(4), nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Upsample(scale_factor=4)
     )
-    assert measure_halo(network, 1, 4) == Reach(8, exact=True, bounded=True, share=1.0)
+    assert measure_halo(network, 1, 4) == Reach(8, exact=True, bounded=True, share=1.0, limit=8)
 
 
 def test_beyond_the_maximum_influence_decides():
@@ -47,14 +47,14 @@ def test_beyond_the_maximum_influence_decides():
     assert 3 < reach.radius < 20
     assert reach.share >= SHARE
     assert measure_halo(network, 1, 1, maximum=20) == reach
-    assert measure_halo(network, 1, 1, maximum=24) == Reach(24, exact=True, bounded=True, share=1.0)
+    assert measure_halo(network, 1, 1, maximum=24) == Reach(24, exact=True, bounded=True, share=1.0, limit=24)
 
 
 def test_a_maximum_that_is_too_small_says_what_it_holds():
     network = nn.Conv2d(1, 1, 41, padding=20)
     nn.init.constant_(network.weight, 1.0)
     reach = measure_halo(network, 1, 1, maximum=10)
-    assert reach == Reach(10, exact=False, bounded=True, share=pytest.approx(21**2 / 23**2))
+    assert reach == Reach(10, exact=False, bounded=True, share=pytest.approx(21**2 / 23**2), limit=20)
 
 
 def test_a_network_at_rest_gets_the_largest_halo():
@@ -62,7 +62,7 @@ def test_a_network_at_rest_gets_the_largest_halo():
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-    assert measure_halo(network, 1, 1, maximum=8) == Reach(8, exact=False, bounded=True, share=0.0)
+    assert measure_halo(network, 1, 1, maximum=8) == Reach(8, exact=False, bounded=True, share=0.0, limit=9)
 
 
 class _Pooled(nn.Module):
@@ -74,6 +74,7 @@ def test_whole_tile_pooling_is_unbounded():
     reach = measure_halo(_Pooled(), 2, 1, maximum=16)
     assert not reach.exact
     assert not reach.bounded
+    assert reach.limit is None
 
 
 @pytest.mark.parametrize(("encoder", "bounded"), [("resnet18", True), ("mobilenetv3_small_100", False)])
@@ -106,10 +107,19 @@ def test_scores_that_depend_on_nothing_need_no_halo():
         def forward(self, pixels):
             return torch.zeros_like(pixels)
 
-    assert measure_halo(Constant(), 1, 8) == Reach(0, exact=True, bounded=True, share=1.0)
+    assert measure_halo(Constant(), 1, 8) == Reach(0, exact=True, bounded=True, share=1.0, limit=0)
 
 
 @pytest.mark.parametrize("arguments", [(0, 1), (1, 0)])
 def test_senseless_numbers_are_refused(arguments):
     with pytest.raises(ConfigError, match="at least 1"):
         measure_halo(nn.Identity(), *arguments)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("linknet", 32), ("plainconv", 1)])
+def test_the_quick_limit_is_at_most_a_stride_beyond_the_least_halo(name, stride):
+    network = networks.create(name, in_channels=1, num_classes=2)
+    least = measure_halo(network, 1, stride, maximum=400)
+    assert least.exact
+    assert least.radius <= exact_halo(network, 1, stride) <= least.radius + stride
+    assert exact_halo(_Pooled(), 1, 1) is None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from geoseg import networks
-from geoseg.bundle import read_bundle, write_bundle
+from geoseg.bundle import Description, read_bundle, write_bundle
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError
 from geoseg.grid import Window
@@ -21,6 +21,7 @@ from geoseg.segmenters.network import (
     fold_batch_norm,
     load_tensors,
     new_bundle,
+    spec_of,
     tensors_of,
 )
 
@@ -216,6 +217,39 @@ def test_what_a_new_bundle_says():
     description, _ = new_bundle("unet", bands=["a"], classes=classes, encoder="mobilenetv3_small_100")
     assert not description.tile_exact
     assert description.tile - 2 * description.halo >= 256
+
+
+def test_a_new_bundle_tells_how_its_tiles_compare_with_one_pass(tmp_path):
+    exact, tensors = new_bundle("linknet", bands=["a"], classes=CLASSES, options={"encoder_depth": 3})
+    assert exact.tile_exact
+    assert exact.tiling.decided_by == "structure"
+    assert exact.halo == exact.tiling.halo_exact
+    assert exact.tiling.score_error <= 1e-5
+    assert exact.tile >= 4 * exact.halo
+    write_bundle(tmp_path / "m.safetensors", exact, tensors)
+    assert read_bundle(tmp_path / "m.safetensors").description == exact
+    # A halo that is given, and too short: tiles of other sizes will do all the same.
+    short, _ = new_bundle("linknet", bands=["a"], classes=CLASSES, options={"encoder_depth": 3}, halo=8, tile=128)
+    assert not short.tile_exact
+    assert short.tiling.bound is None
+    assert short.tiling.score_error > 1e-3
+    assert not spec_of(short).fixed_tile
+    # One that pools has its disagreement in the bundle, and one size.
+    pooled, _ = new_bundle("pspnet", bands=["a"], classes=CLASSES, tile=128)
+    assert pooled.tiling.halo_exact is None
+    assert pooled.tiling.score_error > 1e-3
+    assert pooled.halo <= 32
+    assert spec_of(pooled).fixed_tile
+
+
+def test_bundles_from_before_tiles_were_measured_still_mean_the_same():
+    description, _ = new_bundle("plainconv", bands=["a"], classes=CLASSES)
+    record = description.model_dump()
+    del record["tiling"]
+    old = Description.model_validate(record)
+    assert old.tiling is None
+    assert not spec_of(old).fixed_tile
+    assert spec_of(old.model_copy(update={"tile_exact": False})).fixed_tile
 
 
 def test_equal_seeds_give_equal_bundles_and_leave_the_callers_numbers_alone():

@@ -1,0 +1,163 @@
+"""What a bundle says about a network: measured on the network itself, whether it was just made or imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from geoseg import networks
+from geoseg.bundle import ClassRecord, Description, NormalisationRecord, TilingRecord
+from geoseg.classes import Classes
+from geoseg.errors import ConfigError, one_line
+from geoseg.networks.receptive_field import exact_halo
+from geoseg.networks.tiling import BOUND, Measured, choose_halo, measure_at, opened
+
+_TILE = 1024
+# Networks that look at the whole tile depend on its size: one size for all of them, near what they are trained on.
+_FIXED_TILE = 512
+_LARGEST_TILE = 16384
+# With more, tiles that are half core would need more memory than small GPUs have.
+_LARGEST_HALO = 320
+
+
+def describe(
+    module: nn.Module,
+    *,
+    name: str,
+    bands: Sequence[str],
+    classes: Classes,
+    encoder: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    resolution: float | None = None,
+    tile: int | None = None,
+    halo: int | Literal["auto"] = "auto",
+    bound: float = BOUND,
+    normalisation: NormalisationRecord | None = None,
+    licence: str = "not stated",
+    training: Mapping[str, Any] | None = None,
+) -> Description:
+    """Return the description of a network's bundle, its stride, halo and tile measured on the network as it is.
+
+    The network is left as it was, and so are the caller's random numbers.
+
+    Args:
+        module: what ``networks.create(name, …)`` returned, with the weights that the bundle will have.
+        name: of the network.
+        encoder: what the network was made with; None stands for the network's own.
+        options: likewise.
+        bands: names of the input channels in order.
+        classes: in the order of the scores' channels.
+        resolution: true ground metres per pixel, None for any.
+        tile: side in pixels; by default 512 for a network that pools or attends over the whole tile, else 1024; more
+            where less than half of each side would be core.
+        halo: pixels; ``"auto"`` chooses it (:func:`geoseg.networks.tiling.choose_halo`), at most 320 and, of a tile
+            that is given, a quarter.
+        bound: share of labels that may differ from those of one pass with a chosen halo.
+        normalisation: scaling of the bands, None to measure it on each scene.
+        licence: of the weights.
+        training: figures of the training.
+
+    Raises:
+        ConfigError: a name, option or size is refused.
+    """
+    given = plain_options(options or {})
+    info = networks.info(name)
+    stride = int(getattr(module, "stride", info.stride))
+    measured = _measured(module, len(bands), stride, tile, halo, bound)
+    bounded = measured.limit is not None
+    tile_px = _tile(tile, measured.halo, stride, bounded)
+    return Description(
+        method="network",
+        settings={"name": name, "encoder": encoder or info.encoder, "options": given},
+        bands=list(bands),
+        resolution=resolution,
+        normalisation=normalisation,
+        classes=[ClassRecord(**record) for record in classes.as_dicts()],
+        tile=tile_px,
+        halo=measured.halo,
+        stride=stride,
+        tile_exact=info.tile_exact and measured.exact,
+        tiling=_record(measured, None if halo != "auto" else bound),
+        licence=licence,
+        training=dict(training or {}),
+    )
+
+
+def _measured(
+    module: nn.Module, in_channels: int, stride: int, tile: int | None, halo: int | Literal["auto"], bound: float
+) -> Measured:
+    """Return the halo, chosen if ``"auto"``, with what it costs.
+
+    Raises:
+        ConfigError: the halo is negative, or the tile has no room for one.
+    """
+    fixed = -(-(tile or _FIXED_TILE) // stride) * stride
+    if halo == "auto":
+        maximum = _LARGEST_HALO if tile is None else min(_LARGEST_HALO, tile // 4)
+        return choose_halo(module, in_channels, stride, bound=bound, maximum=maximum, tile=fixed)
+    if halo < 0:
+        raise ConfigError(f"the halo is {halo} pixels: it cannot be negative.")
+    halo = -(-halo // stride) * stride
+    # A tile that is refused is refused before anything is computed.
+    _tile(tile, halo, stride, bounded=True)
+    limit = exact_halo(module, in_channels, stride)
+    fixed = fixed if tile is not None else max(fixed, 4 * halo)
+    return measure_at(opened(module), in_channels, stride, halo, limit=limit, tile=fixed)
+
+
+def _record(measured: Measured, bound: float | None) -> TilingRecord:
+    difference = measured.difference
+    finite = difference.score_error < float("inf")
+    return TilingRecord(
+        bound=bound,
+        disagreement=difference.disagreement,
+        score_error=difference.score_error if finite else None,
+        decided_by=measured.decision,
+        halo_exact=measured.limit,
+        measured_on=f"a random picture of {measured.picture} × {measured.picture} pixels",
+    )
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a network as they come back from a bundle's JSON.
+
+    Raises:
+        ConfigError: one has no place in JSON, or is an argument of its own.
+    """
+    own = sorted({"name", "in_channels", "num_classes", "encoder", "pretrained"} & options.keys())
+    if own:
+        raise ConfigError(f"{own[0]} is no option of a network: it is an argument of its own.")
+    try:
+        record: dict[str, Any] = json.loads(json.dumps(dict(options), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the options {dict(options)!r} cannot be kept in a bundle ({one_line(error)}): "
+            "use numbers, text, lists and true or false."
+        ) from error
+    return record
+
+
+def _tile(tile: int | None, halo: int, stride: int, bounded: bool) -> int:
+    """Return the side of a tile in pixels, a multiple of the stride.
+
+    Raises:
+        ConfigError: too large, not a multiple, or a tile without a core.
+    """
+    if tile is None:
+        # At least half of each side is core: with less, most of the work would be thrown away.
+        tile = max(_TILE if bounded else _FIXED_TILE, 4 * halo)
+        tile = -(-tile // stride) * stride
+    if tile % stride:
+        raise ConfigError(
+            f"the tile is {tile} pixels, which the network's stride {stride} does not divide: "
+            f"use {-(-tile // stride) * stride}."
+        )
+    if not 2 * halo < tile <= _LARGEST_TILE:
+        raise ConfigError(
+            f"a tile of {tile} pixels does not fit a halo of {halo}: use more than {2 * halo} and at most "
+            f"{_LARGEST_TILE} pixels."
+        )
+    return tile
