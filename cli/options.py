@@ -37,9 +37,47 @@ def _number(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
         raise click.BadParameter(f"{value!r} is not a number (nan is one).") from error
 
 
+def _whole(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    return int(value)
+
+
 _SELECTION = (
     click.option(
-        "--min-area", type=click.FloatRange(min=0), default=0.0, metavar="M2", help="Leave out polygons under M2 m²."
+        "--min-area", type=click.FloatRange(min=0), default=0.0, metavar="M2", help="Keep no polygons under M2 m²."
+    ),
+    click.option(
+        "--small",
+        type=click.Choice(["merge", "drop"]),
+        default="merge",
+        show_default=True,
+        help="Those become part of the neighbour with the longest shared border, or nothing.",
+    ),
+    click.option(
+        "--fill-holes",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="M2",
+        help="Fill holes in the data under M2 m².",
+    ),
+    click.option(
+        "--simplify", type=click.FloatRange(min=0), metavar="M", help="Let outlines move by M metres on the ground."
+    ),
+    click.option("--smooth", is_flag=True, help="Cut the corners of pixels."),
+    click.option(
+        "--connectivity",
+        type=click.Choice(["4", "8"]),
+        default="4",
+        show_default=True,
+        callback=_whole,
+        help="With 8, pixels that touch in a corner belong to one feature.",
+    ),
+    click.option(
+        "--regularize",
+        is_flag=True,
+        help="Right-angled outlines, for buildings; polygons of several classes may then overlap or leave gaps.",
+    ),
+    click.option(
+        "--regularize-class", multiple=True, metavar="CLASS", help="The same for this class only; repeatable."
     ),
     click.option("--drop", multiple=True, metavar="CLASS", help="Do not write this class; repeatable."),
     click.option("--keep-background", is_flag=True, help="Write background polygons too."),
@@ -50,6 +88,12 @@ _SELECTION = (
 _RUN = (
     click.option("--labels", type=click.Path(), metavar="F.tif", help="Also write the labels, as a COG."),
     click.option("--confidence", type=click.Path(), metavar="F.tif", help="Also write the confidence, as a COG."),
+    click.option(
+        "--uncertainty",
+        type=click.Path(),
+        metavar="F.tif",
+        help="Also write the entropy of the classes, and what else the model says of its doubts, as a COG.",
+    ),
     click.option("--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file."),
     click.option("--bands", callback=_bands, metavar="1,2,3", help="Bands by index or name, in the model's order."),
     click.option("--nodata", callback=_number, metavar="V", help="Value that means no data, whatever the file says."),

@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from geoseg.engine.predict import Report
 
 
+def say_note(note: str) -> None:
+    """Print what a user should know on stderr."""
+    click.echo(f"Note: {note}", err=True)
+
+
 def say_report(report: Report) -> None:
     """Print the notes on stderr and the files on stdout, one a line."""
     for note in report.notes:
-        click.echo(f"Note: {note}", err=True)
+        say_note(note)
     resumed = f", {report.resumed} of them found done" if report.resumed else ""
     polygons = "" if report.polygons is None else f"{report.polygons} polygons from "
     click.echo(

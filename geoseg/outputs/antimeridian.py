@@ -9,9 +9,13 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from geoseg.outputs.decimals import scaled, unscaled
+
 _GLOBE = shapely.box(-180, -90, 180, 90)
 # Regions smaller than this (square degrees) have no orientation that could be trusted.
 _NO_AREA = 1e-12
+# Longitudes no further apart are those of one point.
+_NEAR_DEGREES = 1e-5
 
 
 def fold(region: Any) -> Any:
@@ -43,6 +47,8 @@ def region_of_ring(
     along that pole.  A ring with a pole among its points is closed there.  A ring whose planar image runs clockwise
     encloses both poles or neither: the region is the rest of the globe.
     """
+    # Rounded before anything is done with it, a point is the same as in a neighbour that is not cut.
+    settled = unscaled(scaled(lonlat, decimals), decimals)
     if at_pole.any():
         start = int(np.argmax(at_pole))
         latitude = math.copysign(90.0, lonlat[start, 1])
@@ -51,17 +57,16 @@ def region_of_ring(
         # Longitudes go on from point to point; the steps to and from the pole count for nothing.
         steps = np.where(at_pole[:-1] | at_pole[1:], 0.0, steps)[order]
         points = lonlat[order][kept]
-        turned = points[0, 0] + np.concatenate([[0.0], np.cumsum(steps)])[:-1][kept]
-        path = np.column_stack([turned, points[:, 1]])
+        turned = _as_settled(points[0, 0] + np.concatenate([[0.0], np.cumsum(steps)])[:-1][kept], settled[order][kept])
+        path = np.column_stack([turned, settled[order][kept, 1]])
         closing = [[turned[-1], latitude], [turned[0], latitude]]
     else:
-        turned = lonlat[0, 0] + np.concatenate([[0.0], np.cumsum(steps)])
-        path = np.column_stack([turned, lonlat[:, 1]])
+        turned = _as_settled(lonlat[0, 0] + np.concatenate([[0.0], np.cumsum(steps)]), settled)
+        path = np.column_stack([turned, settled[:, 1]])
         around = round((turned[-1] - turned[0]) / 360)
         latitude = math.copysign(90.0, around)
         closing = [[turned[-1], latitude], [turned[0], latitude]] if around else []
     path = np.vstack([path, np.array(closing).reshape(-1, 2)])
-    path = np.round(path, decimals + 2)
     if len(path) < 3:
         return shapely.Polygon()
     path = np.vstack([path, path[:1]])
@@ -69,6 +74,12 @@ def region_of_ring(
     area = 0.5 * float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum())
     folded = fold(shapely.make_valid(shapely.Polygon(path)))
     return shapely.difference(_GLOBE, folded) if area < -_NO_AREA else folded
+
+
+def _as_settled(turned: NDArray[np.float64], settled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return longitudes that ran on from edge to edge as the rounded ones of the same points, whole turns apart."""
+    whole = 360 * np.round((turned - settled[:, 0]) / 360) + settled[:, 0]
+    return np.where(np.abs(whole - turned) < _NEAR_DEGREES, whole, turned)
 
 
 def _settled(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:

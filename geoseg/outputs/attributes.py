@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,20 @@ class Attributes:
         classes: their names.
         pixel_m: ground length of a pixel in metres, which decides the decimals.
         has_confidence: whether the method has one; if not, the column holds nothing but nulls.
+        extra: names and numpy types of further columns, see :attr:`geoseg.vector.features.Features.extra`.
+        multipart: whether some polygons may be multipolygons.
     """
 
     classes: Classes
     pixel_m: float
     has_confidence: bool
+    extra: tuple[tuple[str, str], ...] = ()
+    multipart: bool = False
+
+    @property
+    def schema(self) -> tuple[tuple[str, str], ...]:
+        """Names and numpy types of all columns, in the order of the file."""
+        return COLUMNS + self.extra
 
     @property
     def area_decimals(self) -> int:
@@ -55,7 +64,7 @@ class Attributes:
         return _decimals(self.pixel_m)
 
     def columns(self, features: Features) -> dict[str, NDArray[Any]]:
-        """Return one array per name in :data:`COLUMNS`; a missing confidence is NaN.
+        """Return one array per name in :attr:`schema`; what is missing is NaN.
 
         Raises:
             LabelsError: a label value that belongs to no class.
@@ -70,6 +79,7 @@ class Attributes:
             "area_m2": np.round(features.area_m2.astype(float), self.area_decimals),
             "perimeter_m": np.round(features.perimeter_m.astype(float), self.length_decimals),
             "confidence": confidence if self.has_confidence else np.full(len(features), np.nan),
+            **{name: features.extra[name] for name, _ in self.extra},
         }
 
 
@@ -85,7 +95,7 @@ def grouped(batches: Iterable[Features]) -> Iterator[Features]:
             # The polygon that reaches the limit still belongs to the group.
             by_points = int(np.searchsorted(sizes, passed + GROUP_POINTS - points)) + 1
             stop = min(len(batch), start + GROUP_POLYGONS - polygons, by_points)
-            waiting.append(_part(batch, start, stop))
+            waiting.append(part(batch, start, stop))
             polygons += stop - start
             points += int(sizes[stop - 1]) - passed
             if polygons >= GROUP_POLYGONS or points >= GROUP_POINTS:
@@ -100,13 +110,14 @@ def _decimals(unit: float) -> int:
     return 2 if unit >= 1 or unit <= 0 else max(2, 2 + math.ceil(-math.log10(unit) - 1e-9))
 
 
-def _part(batch: Features, start: int, stop: int) -> Features:
+def part(batch: Features, start: int, stop: int) -> Features:
+    """Return the polygons from ``start`` to before ``stop``."""
     if (start, stop) == (0, len(batch)):
         return batch
-    return Features(**{field.name: getattr(batch, field.name)[start:stop] for field in fields(Features)})
+    return batch.chosen(slice(start, stop))
 
 
 def _joined(parts: list[Features]) -> Features:
     if len(parts) == 1:
         return parts[0]
-    return Features(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Features)})
+    return Features.joined(parts)

@@ -19,6 +19,8 @@ from pyproj.exceptions import CRSError, ProjError
 
 from geoseg.errors import OutputError
 from geoseg.outputs.antimeridian import fold, region_of_ring
+from geoseg.outputs.decimals import scaled, unscaled
+from geoseg.outputs.outlines import Outlines
 
 Floats = NDArray[np.float64]
 
@@ -92,8 +94,20 @@ class LonLat:
         Raises:
             OutputError: a point lies outside the area where ``crs`` is defined.
         """
+        return self.outlines(polygons).geometry()
+
+    def outlines(self, polygons: NDArray[Any], compiled: bool = False) -> Outlines:
+        """Return what :meth:`bring` does as flat arrays; their rings may run either way.
+
+        Args:
+            polygons: (N,) shapely polygons in ``crs``.
+            compiled: whether to use compiled loops; the result is the same.
+
+        Raises:
+            OutputError: a point lies outside the area where ``crs`` is defined.
+        """
         if not len(polygons):
-            return polygons
+            return Outlines.of(polygons, self.decimals)
         _, xy, (rings, parts) = shapely.to_ragged_array(polygons, include_z=False)
         rings, parts = rings.astype(np.int64), parts.astype(np.int64)
         if self._is_plain_geographic:
@@ -102,13 +116,18 @@ class LonLat:
         else:
             xy, lonlat, rings = self._densified(xy, rings)
             cut = _any_per_polygon(_suspicious(lonlat, rings), rings, parts)
-        result = shapely.from_ragged_array(
-            shapely.GeometryType.POLYGON, np.round(lonlat, self.decimals), (rings, parts)
-        )
-        for index in np.flatnonzero(cut):
+        number = np.arange(len(polygons))
+        result = Outlines(scaled(lonlat, self.decimals), self.decimals, rings, parts, number, number + 1)
+        odd = np.flatnonzero(cut | ~_are_valid(result, cut, compiled))
+        geometry = np.empty(len(odd), object)
+        for nth, index in enumerate(odd):
             pieces = [slice(rings[r], rings[r + 1]) for r in range(parts[index], parts[index + 1])]
-            result[index] = self._cut([xy[piece] for piece in pieces], [lonlat[piece] for piece in pieces])
-        return self._tidy(result)
+            if cut[index]:
+                geometry[nth] = self._cut([xy[piece] for piece in pieces], [lonlat[piece] for piece in pieces])
+            else:
+                shell, *holes = [unscaled(result.points[piece], self.decimals) for piece in pieces]
+                geometry[nth] = shapely.Polygon(shell, holes)
+        return result.replaced(odd, Outlines.of(self._tidy(geometry), self.decimals))
 
     @property
     def _is_plain_geographic(self) -> bool:
@@ -225,18 +244,42 @@ class LonLat:
         return xy, lonlat
 
     def _tidy(self, geometry: NDArray[Any]) -> NDArray[Any]:
-        """Return the geometries rounded, valid and oriented; None where nothing is left."""
-        geometry = shapely.transform(geometry, lambda lonlat: np.round(_without_negative_zero(lonlat), self.decimals))
+        """Return the geometries rounded and valid; None where nothing is left."""
+        geometry = shapely.transform(geometry, self._rounded)
         for index in np.flatnonzero(~shapely.is_valid(geometry)):
             # Rounding made a ring touch itself or collapse.
             whole = shapely.make_valid(geometry[index], method="structure", keep_collapsed=False)
             whole = shapely.set_precision(_polygons_of(whole), 10.0**-self.decimals)
-            geometry[index] = shapely.transform(_polygons_of(whole), lambda lonlat: np.round(lonlat, self.decimals))
-        geometry = shapely.orient_polygons(geometry, exterior_cw=False)
+            geometry[index] = shapely.transform(_polygons_of(whole), self._rounded)
         for index in np.flatnonzero(shapely.get_type_id(geometry) != shapely.GeometryType.POLYGON):
             geometry[index] = _polygons_of(geometry[index])
         geometry[shapely.is_empty(geometry)] = None
         return geometry
+
+    def _rounded(self, lonlat: Floats) -> Floats:
+        return unscaled(scaled(lonlat, self.decimals), self.decimals)
+
+
+def _are_valid(outlines: Outlines, skipped: NDArray[np.bool_], compiled: bool) -> NDArray[np.bool_]:
+    """Return which of N polygons are valid; those ``skipped`` (N,) are not looked at."""
+    valid = np.zeros(len(outlines), bool)
+    if compiled:
+        from geoseg.outputs.compiled import surely_valid
+
+        valid = surely_valid(outlines.points, outlines.rings, outlines.polygons)
+    unsure = np.flatnonzero(~valid & ~skipped)
+    which, polygons = _gathered(outlines.polygons, unsure)
+    where, rings = _gathered(outlines.rings, which)
+    points = unscaled(outlines.points[where], outlines.decimals)
+    valid[unsure] = shapely.is_valid(shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (rings, polygons)))
+    return valid
+
+
+def _gathered(offsets: NDArray[np.int64], chosen: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of what chosen runs hold, run after run, and where each begins among them."""
+    counts = np.diff(offsets)[chosen]
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    return np.repeat(offsets[chosen] - begins[:-1], counts) + np.arange(begins[-1]), begins
 
 
 def _edges(points: int, rings: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -275,10 +318,6 @@ def _snapped(longitude: Floats, decimals: int) -> Floats:
     nearest = 180.0 * np.round(longitude / 180)
     on_it = (np.abs(longitude - nearest) < 10.0**-decimals) & (nearest % 360 == 180)
     return np.where(on_it, nearest, longitude)
-
-
-def _without_negative_zero(values: Floats) -> Floats:
-    return values + 0.0
 
 
 def _polygons_of(geometry: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyproj
 
@@ -36,15 +36,15 @@ class Sink(Protocol):
 class Format:
     """A vector format: what makes its sink, whether it is in longitude and latitude, and whether it takes pyarrow."""
 
-    sink: Callable[[Path, Attributes, pyproj.CRS], Sink]
+    sink: Callable[[Path, Attributes, Any], Sink]
     lonlat: bool = False
     arrow: bool = False
 
 
-def _table(name: str) -> Callable[[Path, Attributes, pyproj.CRS], Sink]:
+def _table(name: str) -> Callable[[Path, Attributes, pyproj.CRS | None], Sink]:
     """Return what makes a sink of :mod:`geoseg.outputs.tables`, whose libraries take a while to import."""
 
-    def make(path: Path, attributes: Attributes, crs: pyproj.CRS) -> Sink:
+    def make(path: Path, attributes: Attributes, crs: pyproj.CRS | None) -> Sink:
         from geoseg.outputs import tables
 
         sink: Sink = getattr(tables, name)(path, attributes, crs)
@@ -78,20 +78,25 @@ def is_lonlat(path: str | os.PathLike[str]) -> bool:
     return _format(path).lonlat
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool = False, crs: pyproj.CRS | None = None) -> None:
+def check_output(
+    path: str | os.PathLike[str], overwrite: bool = False, crs: pyproj.CRS | None = None, placeless: bool = False
+) -> None:
     """Refuse an output that could not be written, before work starts.
 
     Args:
         path: where the polygons are to go.
         overwrite: whether a file that exists may be replaced.
         crs: the scene's CRS, if known, to tell now that a format cannot hold it.
+        placeless: whether the polygons are to have no CRS.
 
     Raises:
-        OutputError: unknown suffix, existing file, missing or unwritable folder, or a CRS without longitude and
+        OutputError: unknown suffix, existing file, missing or unwritable folder, or coordinates without longitude and
             latitude on the Earth for a format that needs them; Parquet without pyarrow.
     """
     chosen = _format(path)
     check_place(path, overwrite)
+    if placeless and chosen.lonlat:
+        raise OutputError(_no_lonlat(path))
     if crs is not None and chosen.lonlat:
         check_lonlat(crs, path)
     if chosen.arrow:
@@ -105,9 +110,11 @@ def write_features(
     batches: Iterable[Features],
     *,
     classes: Classes,
-    crs: pyproj.CRS,
+    crs: pyproj.CRS | None,
     pixel_m: float,
     has_confidence: bool,
+    extra: tuple[tuple[str, str], ...] = (),
+    multipart: bool = False,
 ) -> int:
     """Write polygons as they come, with a QGIS style beside the file; an existing file is replaced at the end.
 
@@ -118,9 +125,12 @@ def write_features(
         path: the output; its suffix is one of :func:`suffixes`.
         batches: polygons in coordinates of ``crs``, ordered by id.
         classes: their names and colours.
-        crs: the scene's CRS.  GeoJSON is written in WGS 84 longitude and latitude, other formats keep it.
+        crs: the scene's CRS.  GeoJSON is written in WGS 84 longitude and latitude, other formats keep it.  None where
+            coordinates are not those of the Earth, which GeoJSON cannot hold.
         pixel_m: ground length of a pixel in metres: numbers are rounded well below it.
         has_confidence: whether the confidences mean anything; if not, they are written as null.
+        extra: names and numpy types of the further columns that all batches have.
+        multipart: whether there may be multipolygons: a table then holds nothing else.
 
     Returns:
         How many polygons were written.
@@ -130,11 +140,14 @@ def write_features(
         LabelsError: a polygon whose label value belongs to no class.
     """
     path = Path(path)
-    make = _format(path).sink
+    chosen = _format(path)
+    if crs is None and chosen.lonlat:
+        raise OutputError(_no_lonlat(path))
+    attributes = Attributes(classes, pixel_m, has_confidence, extra, multipart)
     count = 0
     with staged(path) as temporary:
         with writing(path):
-            sink = make(temporary, Attributes(classes, pixel_m, has_confidence), crs)
+            sink = chosen.sink(temporary, attributes, crs)
         try:
             # What goes wrong in the producer of the batches is not this file's fault: only the writes are translated.
             for group in grouped(batches):
@@ -147,6 +160,13 @@ def write_features(
             sink.abandon()
             raise
     return count
+
+
+def _no_lonlat(path: str | os.PathLike[str]) -> str:
+    return (
+        f"{os.fspath(path)} needs longitude and latitude, which pixel coordinates do not have: "
+        "write a GeoPackage (.gpkg), FlatGeobuf (.fgb) or GeoParquet (.parquet)."
+    )
 
 
 def _format(path: str | os.PathLike[str]) -> Format:

@@ -21,7 +21,7 @@ import pyproj
 from geoseg.classes import Classes, LabelClass
 from geoseg.outputs.staging import staged, writing
 
-Kind = Literal["polygons", "labels", "confidence"]
+Kind = Literal["polygons", "labels", "confidence", "uncertainty"]
 
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _VERSION = "3.22.0"
@@ -29,6 +29,8 @@ _LONLAT_SUFFIXES = {".geojson", ".geojsonl", ".geojsons", ".ndjson"}
 _RESERVED = re.compile(r"gpkg_|sqlite_|rtree_|layer_styles$|\d", re.I)
 # From doubtful to sure, after the sequential scheme YlGnBu; light ends stay visible on white.
 _CONFIDENCE_RAMP = ((0.0, "#ffffcc"), (0.25, "#a1dab4"), (0.5, "#41b6c4"), (0.75, "#2c7fb8"), (1.0, "#253494"))
+# From sure to doubtful, after the sequential scheme YlOrRd.
+_UNCERTAINTY_RAMP = ((0.0, "#ffffb2"), (0.25, "#fecc5c"), (0.5, "#fd8d3c"), (0.75, "#f03b20"), (1.0, "#bd0026"))
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Layer:
 
     Attributes:
         path: the file, in the definition's folder or below it if both are to be moved together.
-        kind: what it shows: class polygons, a label raster, or a confidence raster.
+        kind: what it shows: class polygons, a label raster, a confidence raster, or an uncertainty raster, of which
+            the first band is shown.
         crs: the CRS of the scene (GeoJSON is known to be in longitude and latitude).
         classes: the classes of polygons and labels.
         title: its name in QGIS, by default the file's stem and kind.
@@ -62,7 +65,7 @@ def label_style(classes: Classes, band: int = 1) -> str:
 
 def confidence_style(band: int = 1) -> str:
     """Return the QML of a confidence raster: a ramp from 0 to 1."""
-    return _document("AllStyleCategories", [_pipe(_confidence_renderer(band))])
+    return _document("AllStyleCategories", [_pipe(_ramp_renderer(_CONFIDENCE_RAMP, band))])
 
 
 def write_vector_style(path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] = "") -> Path:
@@ -86,7 +89,12 @@ def write_label_style(path: str | os.PathLike[str], classes: Classes, beside: st
 
 def write_confidence_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
     """Write the style of the confidence raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_confidence_renderer(1)), Path(beside or path))
+    return _write_style(Path(path), _pipe(_ramp_renderer(_CONFIDENCE_RAMP, 1)), Path(beside or path))
+
+
+def write_uncertainty_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
+    """Write the style of the uncertainty raster ``path`` beside it; see :func:`write_vector_style`."""
+    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 1)), Path(beside or path))
 
 
 def layer_name(path: str | os.PathLike[str]) -> str:
@@ -249,7 +257,8 @@ def _label_renderer(classes: Classes, band: int) -> ET.Element:
     return renderer
 
 
-def _confidence_renderer(band: int) -> ET.Element:
+def _ramp_renderer(ramp: Sequence[tuple[float, str]], band: int) -> ET.Element:
+    """Return the renderer of a band of values from 0 to 1."""
     renderer = ET.Element(
         "rasterrenderer",
         type="singlebandpseudocolor",
@@ -264,7 +273,7 @@ def _confidence_renderer(band: int) -> ET.Element:
     shader.attrib.update(
         colorRampType="INTERPOLATED", classificationMode="1", clip="0", minimumValue="0", maximumValue="1"
     )
-    for value, color in _CONFIDENCE_RAMP:
+    for value, color in ramp:
         ET.SubElement(shader, "item", value=f"{value:g}", label=f"{value:.2f}", color=color, alpha="255")
     return renderer
 
@@ -293,8 +302,9 @@ def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider:
     if authority and authority[0] == "EPSG":
         ET.SubElement(reference, "authid").text = ":".join(authority)
     ET.SubElement(element, "provider", encoding="UTF-8").text = provider
-    if layer.kind == "confidence":
-        element.append(_pipe(_confidence_renderer(1)))
+    if layer.kind in ("confidence", "uncertainty"):
+        ramp = _CONFIDENCE_RAMP if layer.kind == "confidence" else _UNCERTAINTY_RAMP
+        element.append(_pipe(_ramp_renderer(ramp, 1)))
     elif layer.classes is not None:
         is_vector = layer.kind == "polygons"
         element.append(_vector_renderer(layer.classes) if is_vector else _pipe(_label_renderer(layer.classes, 1)))

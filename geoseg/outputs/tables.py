@@ -7,6 +7,8 @@ import importlib.util
 import json
 import os
 import sqlite3
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,10 @@ import numpy as np
 import pyogrio
 import pyproj
 import shapely
+from numpy.typing import NDArray
 
 from geoseg.errors import OutputError
-from geoseg.outputs.attributes import COLUMNS, Attributes
+from geoseg.outputs.attributes import Attributes
 from geoseg.outputs.qgis import add_layer_style, layer_name
 from geoseg.vector.features import Features
 
@@ -32,14 +35,15 @@ _GPKG_VERSION = "1.3"
 class _Rows:
     """A GeoPackage table that grows by groups."""
 
-    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS, *, layer: str, index: bool) -> None:
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS | None, *, layer: str, index: bool) -> None:
         self.path, self.layer, self.rows = path, layer, 0
-        self._attributes, self._crs, self._index = attributes, crs.to_wkt(), index
+        self._attributes, self._crs, self._index = attributes, None if crs is None else crs.to_wkt(), index
         self._create()
 
     def _create(self) -> None:
         none = np.empty(0)
-        empty = Features(np.empty(0, object), none.astype(int), none.astype(int), none, none, none)
+        extra = {name: none.astype(kind) for name, kind in self._attributes.extra}
+        empty = Features(np.empty(0, object), none.astype(int), none.astype(int), none, none, none, extra)
         self._write(empty, dataset_options={"VERSION": _GPKG_VERSION}, append=False)
 
     def add(self, features: Features) -> int:
@@ -50,26 +54,28 @@ class _Rows:
 
     def _write(self, features: Features, *, append: bool, dataset_options: dict[str, str] | None = None) -> None:
         columns = self._attributes.columns(features)
-        pyogrio.raw.write(
-            self.path,
-            shapely.to_wkb(features.geometry, byte_order=1),
-            [columns[name] for name, _ in COLUMNS],
-            [name for name, _ in COLUMNS],
-            layer=self.layer,
-            driver="GPKG",
-            geometry_type="Polygon",
-            crs=self._crs,
-            promote_to_multi=False,
-            append=append,
-            dataset_options=dataset_options,
-            layer_options=None if append else {"SPATIAL_INDEX": "YES" if self._index else "NO"},
-        )
+        names = [name for name, _ in self._attributes.schema]
+        with _no_crs_is_meant():
+            pyogrio.raw.write(
+                self.path,
+                shapely.to_wkb(_of_one_type(features.geometry, self._attributes), byte_order=1),
+                [columns[name] for name in names],
+                names,
+                layer=self.layer,
+                driver="GPKG",
+                geometry_type=_geometry_type(self._attributes),
+                crs=self._crs,
+                promote_to_multi=False,
+                append=append,
+                dataset_options=dataset_options,
+                layer_options=None if append else {"SPATIAL_INDEX": "YES" if self._index else "NO"},
+            )
 
 
 class GeoPackage:
     """A GeoPackage under construction: one layer with a spatial index and, for QGIS, its style."""
 
-    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS | None) -> None:
         """Create the file and its empty layer."""
         self._rows = _Rows(path, attributes, crs, layer=layer_name(path), index=True)
         self._attributes = attributes
@@ -105,9 +111,10 @@ class FlatGeobuf:
     holds that index in memory: about 200 bytes a polygon.
     """
 
-    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS | None) -> None:
         """Create the waiting table."""
-        self._path, self._crs = path, crs.to_wkt()
+        self._path, self._crs = path, None if crs is None else crs.to_wkt()
+        self._type = _geometry_type(attributes)
         self._rows = _Rows(path.with_name("rows.gpkg"), attributes, crs, layer=layer_name(path), index=False)
 
     def add(self, features: Features) -> int:
@@ -120,14 +127,14 @@ class FlatGeobuf:
         Raises:
             OutputError: rows are missing (GDAL did not say that a write failed).
         """
-        with pyogrio.open_arrow(self._rows.path, use_pyarrow=False) as (meta, stream):
+        with _no_crs_is_meant(), pyogrio.open_arrow(self._rows.path, use_pyarrow=False) as (meta, stream):
             pyogrio.write_arrow(
                 stream,
                 self._path,
                 driver="FlatGeobuf",
                 layer=self._rows.layer,
                 geometry_name=meta["geometry_name"],
-                geometry_type="Polygon",
+                geometry_type=self._type,
                 crs=self._crs,
             )
         self._rows.path.unlink()
@@ -140,7 +147,7 @@ class FlatGeobuf:
 class GeoParquet:
     """A GeoParquet 1.1 file under construction, one row group per group."""
 
-    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS) -> None:
+    def __init__(self, path: Path, attributes: Attributes, crs: pyproj.CRS | None) -> None:
         """Open the file.
 
         Raises:
@@ -153,7 +160,7 @@ class GeoParquet:
         self._attributes, self._crs = attributes, crs
         self._bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         self._schema = pa.schema(
-            [*((name, _arrow_type(pa, kind)) for name, kind in COLUMNS), ("geometry", pa.binary())]
+            [*((name, _arrow_type(pa, kind)) for name, kind in attributes.schema), ("geometry", pa.binary())]
         )
         self._writer = pq.ParquetWriter(path, self._schema)
 
@@ -174,8 +181,8 @@ class GeoParquet:
         """Write the metadata that makes it GeoParquet and close the file."""
         column: dict[str, Any] = {
             "encoding": "WKB",
-            "geometry_types": ["Polygon"],
-            "crs": self._crs.to_json_dict(),
+            "geometry_types": ["Polygon", "MultiPolygon"] if self._attributes.multipart else ["Polygon"],
+            "crs": None if self._crs is None else self._crs.to_json_dict(),
             "edges": "planar",
         }
         if np.isfinite(self._bounds).all():
@@ -200,6 +207,28 @@ def check_parquet(path: str | os.PathLike[str]) -> None:
         raise OutputError(
             f"{path} needs pyarrow, which is not installed: run `pip install geoseg[parquet]`, or use .gpkg."
         )
+
+
+def _geometry_type(attributes: Attributes) -> str:
+    return "MultiPolygon" if attributes.multipart else "Polygon"
+
+
+def _of_one_type(geometry: NDArray[Any], attributes: Attributes) -> NDArray[Any]:
+    """Return geometries of the type of the layer: polygons become multipolygons of one part where some have more."""
+    single = shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON
+    if not attributes.multipart or not single.any():
+        return geometry
+    result = geometry.copy()
+    result[single] = shapely.multipolygons(geometry[single], indices=np.arange(int(single.sum())))
+    return result
+
+
+@contextlib.contextmanager
+def _no_crs_is_meant() -> Iterator[None]:
+    """Silence the library where it warns of a layer without a CRS: the user asked for pixel coordinates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'crs' was not provided")
+        yield
 
 
 def _arrow_type(pa: Any, kind: str) -> pyarrow.DataType:

@@ -176,8 +176,8 @@ def _box_like(polygon: Any) -> Any | None:
 
 def _with_area(polygon: Any, area: float) -> Any | None:
     """Return a polygon scaled to an area, or None if its own is too far off."""
-    ratio = area / max(polygon.area, np.finfo(float).tiny)
-    return _scaled(polygon, float(np.sqrt(ratio))) if abs(ratio - 1) <= _AREA_CHANGE else None
+    own = float(polygon.area)
+    return _scaled(polygon, float(np.sqrt(area / own))) if own > 0 and abs(area - own) <= _AREA_CHANGE * own else None
 
 
 def _scaled(polygon: Any, factor: float) -> Any:

@@ -1,8 +1,8 @@
 """Simpler outlines that still meet: every border is simplified once, whichever polygon it is seen from.
 
-Rings are cut at nodes, the corners where three or four areas meet, into *arcs*.  An arc is simplified from its own
-shape and the label raster under it alone, in one direction that its two ends settle; so both neighbours get the same
-vertices, and neither the blocks of the run nor the order of the polygons can matter.
+Rings are cut into *arcs* at nodes: the corners where three or four areas meet, and those of the raster itself.  An arc
+is simplified from its own shape and the label raster under it alone, in one direction that its two ends settle; so both
+neighbours get the same vertices, and neither the blocks of the run nor the order of the polygons can matter.
 
 A chord may replace the stretch of an arc between two of its points if the stretch stays within the tolerance of it
 (Douglas, Peucker 1973) and if nothing else is in the way: no corner of the raster at which labels meet, but those on
@@ -68,6 +68,13 @@ def _changes(labels: Any, x: int, y: int) -> int:
     a, b = _code(labels, y - 1, x - 1), _code(labels, y - 1, x)
     c, d = _code(labels, y, x), _code(labels, y, x - 1)
     return (a != b) + (b != c) + (c != d) + (d != a)
+
+
+@njit(cache=True, nogil=True)
+def _is_node(labels: Any, x: int, y: int) -> bool:
+    """Whether an arc ends at a lattice corner: where three or four areas meet, and at the corners of the raster."""
+    height, width = labels.shape
+    return _changes(labels, x, y) > 2 or ((x == 0 or x == width) and (y == 0 or y == height))
 
 
 @njit(cache=True, nogil=True)
@@ -192,7 +199,7 @@ def _meets_again(labels: Any, path: Any, count: int, limit: float, wide: float, 
             y += dy
             if x == ax and y == ay:
                 return True
-            if _changes(labels, x, y) > 2:
+            if _is_node(labels, x, y):
                 break
             if _is_crack(labels, x, y, heading):
                 continue
@@ -306,7 +313,7 @@ def _simplify(
         begin, size = starts[ring], starts[ring + 1] - starts[ring] - 1
         first_node = -1
         for k in range(size):
-            if _changes(labels, corners[begin + k, 0], corners[begin + k, 1]) > 2:
+            if _is_node(labels, corners[begin + k, 0], corners[begin + k, 1]):
                 first_node = k
                 break
         origin = max(first_node, 0)
@@ -317,7 +324,7 @@ def _simplify(
         ring_start = used
         arc_start = 0
         for k in range(1, size + 1):
-            if k < size and (first_node < 0 or _changes(labels, turned[k, 0], turned[k, 1]) <= 2):
+            if k < size and (first_node < 0 or not _is_node(labels, turned[k, 0], turned[k, 1])):
                 continue
             arc = turned[arc_start : k + 1]
             used = _add_arc(arc, labels, limit, wide, high, smooth, first_node < 0, out, used)

@@ -222,10 +222,9 @@ def vectorize_source(
             features = _measured(polygons, geometry, crs)
             if zonal is not None:
                 extra |= zonal.columns(features.id)
-            features = _numbered(replace(features, extra=extra), shaping.min_area_m2, number)
+            ids = np.arange(number + 1, number + 1 + len(features), dtype=np.int64)
+            yield replace(features, id=ids, extra=extra)
             number += len(features)
-            if len(features):
-                yield features
 
 
 def _shaped(
@@ -245,13 +244,12 @@ def _shaped(
     pixel_m = pixel_size(affine) if crs is None else ground_lengths(shape, affine, crs)
     labels = stack.enter_context(LabelMap(source, workdir))
     if shaping.changes_labels and crs is not None:
-        clean(
-            labels,
-            PixelAreas.of(shape, affine, crs, pixel_m),
-            min_area_m2=shaping.min_area_m2,
-            drop=shaping.small == "drop",
-            fill_holes_m2=shaping.fill_holes_m2,
-        )
+        areas = PixelAreas.of(shape, affine, crs, pixel_m)
+        fill = shaping.fill_holes_m2
+        clean(labels, areas, min_area_m2=shaping.min_area_m2, drop=shaping.small == "drop", fill_holes_m2=fill)
+        if shaping.small == "merge":
+            # What is still small has no neighbour that could take it.
+            clean(labels, areas, min_area_m2=shaping.min_area_m2, drop=True)
     labels.forget(drop)
     if not shaping.changes_outlines:
         return labels, None
@@ -331,12 +329,6 @@ def _measured(polygons: PixelPolygons, geometry: NDArray[np.object_], crs: pypro
     confidence = np.full(len(first), np.nan)
     np.divide(confidence_sum, 1000.0 * known, out=confidence, where=known > 0)
     return Features(geometry, polygons.feature[first], polygons.class_id[first], area, perimeter, confidence)
-
-
-def _numbered(features: Features, min_area_m2: float, number: int) -> Features:
-    """Return what is large enough, numbered from ``number + 1`` on."""
-    kept = features.chosen(~(features.area_m2 < min_area_m2))
-    return replace(kept, id=np.arange(number + 1, number + 1 + len(kept), dtype=np.int64))
 
 
 def _placed(polygons: PixelPolygons, affine: Affine) -> NDArray[np.object_]:

@@ -11,6 +11,7 @@ from tests.benchmarks import (
     bench_networks,
     bench_overhead,
     bench_startup,
+    bench_training,
     bench_vectorising,
     bench_writing,
 )
@@ -20,7 +21,9 @@ _ALL = {
     "overhead": bench_overhead.main,
     "memory": bench_memory.main,
     "networks": bench_networks.main,
+    "training": bench_training.main,
     "vectorising": bench_vectorising.main,
+    "large": bench_vectorising.large,
     "writing": bench_writing.main,
 }
 

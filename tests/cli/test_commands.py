@@ -18,6 +18,7 @@ import rasterio
 import shapely
 
 import geoseg
+from geoseg.errors import GeosegError
 from geoseg_cli.main import _module, main
 
 COMMANDS = ("predict", "cluster", "vectorize", "init", "import", "info", "networks", "demo")
@@ -281,6 +282,42 @@ def test_polygons_are_chosen_by_class_and_area(run: Run, tmp_path: Path, made: P
         np.testing.assert_array_equal(some["area_m2"], expected["area_m2"])
     run("vectorize", made / "labels.tif", out, "--keep-background", "--overwrite", "-q")
     assert set(_read(out)["class_name"]) == {*whole["class_name"], "background"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--min-area", 0.03, "--simplify", 0.1, "--fill-holes", 0.1, "--keep-background"),
+        ("--min-area", 0.03, "--small", "drop", "--smooth", "--connectivity", 8),
+        ("--regularize",),
+        ("--regularize-class", "water", "--simplify", 0.1, "--connectivity", 8),
+    ],
+    ids=["simplified", "smooth", "regular", "one_regular"],
+)
+def test_predict_shapes_polygons_as_vectorize_does(
+    run: Run, tmp_path: Path, town: Path, made: Path, options: tuple[object, ...]
+) -> None:
+    one, other = tmp_path / "one.geojson", tmp_path / "other.geojson"
+    said = run("predict", town, one, "-m", made / "model.safetensors", "-q", *options).err
+    confidence = ("--confidence", made / "confidence.tif")
+    assert any("regularised (mean IoU" in line for line in said) == ("--regul" in str(options[0]))
+    told = run("vectorize", made / "labels.tif", other, "-q", *confidence, *options).err
+    assert one.read_bytes() == other.read_bytes()
+    assert [line for line in told if "regularised" in line] == [line for line in said if "regularised" in line]
+    assert len(_read(one)) > 10
+
+
+def test_what_cannot_be_done_to_polygons_is_refused_before_work(tmp_path: Path, town: Path, made: Path) -> None:
+    for changes, message in (
+        ({"regularize_class": ["barn"]}, "no class 'barn'"),
+        ({"regularize_class": ["roof"], "drop": ["roof"]}, "not written"),
+        ({"simplify": -1.0}, "--simplify -1.0"),
+        ({"connectivity": 6}, "--connectivity 6"),
+        ({"small": "keep"}, "--small 'keep'"),
+    ):
+        with pytest.raises(GeosegError, match=message):
+            geoseg.predict(town, tmp_path / "out.gpkg", made / "model.safetensors", **changes)
+    assert list(tmp_path.iterdir()) == []
 
 
 # cluster

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyogrio
@@ -26,7 +27,7 @@ COLUMNS = ["id", "class_id", "class_name", "area_m2", "perimeter_m", "confidence
 
 
 def part(features: Features, start: int, stop: int) -> Features:
-    return Features(**{name: getattr(features, name)[start:stop] for name in Features.__dataclass_fields__})
+    return features.chosen(slice(start, stop))
 
 
 @pytest.mark.parametrize("suffix", suffixes())
@@ -270,3 +271,104 @@ def test_many_classes_are_named(tmp_path, make_features, utm33, read):
     path = tmp_path / "map.gpkg"
     write_features(path, [make_features(boxes, range(200))], classes=classes, crs=utm33, pixel_m=1, has_confidence=True)
     assert read(path)["class_name"].tolist() == [c.name for c in classes]
+
+
+def corners(x: float, y: float) -> shapely.MultiPolygon:
+    """Three squares of 10 that touch in corners, one with a hole."""
+    holed = shapely.box(x + 10, y + 10, x + 20, y + 20).difference(shapely.box(x + 13, y + 14, x + 15, y + 18))
+    return shapely.MultiPolygon([shapely.box(x, y, x + 10, y + 10), holed, shapely.box(x + 20, y, x + 30, y + 10)])
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".geojsonl", *TABLES])
+@pytest.mark.parametrize("compiled_from", [0, 10**9])
+def test_features_of_several_parts_come_back(
+    suffix, compiled_from, tmp_path, make_features, classes, utm33, read, monkeypatch
+):
+    monkeypatch.setattr("geoseg.outputs.geojson.COMPILED_FROM", compiled_from)
+    shapes = [shapely.box(500_000 + 40 * i, 5_400_000, 500_010 + 40 * i, 5_400_010) for i in range(3)]
+    shapes[1:1] = [corners(500_100, 5_400_100), corners(500_200, 5_400_300)]
+    features = make_features(shapes)
+    path = tmp_path / f"map{suffix}"
+    count = write_features(path, [features], classes=classes, crs=utm33, pixel_m=1, has_confidence=True, multipart=True)
+    frame = read(path)
+    assert count == len(frame) == 5
+    geometry = frame.geometry.values
+    assert shapely.get_num_geometries(geometry).tolist() == [1, 3, 3, 1, 1]
+    assert shapely.is_valid(geometry).all()
+    if suffix in LONLAT:
+        back = pyproj.Transformer.from_crs(4326, utm33, always_xy=True)
+        geometry = shapely.transform(geometry, lambda xy: np.column_stack(back.transform(*xy.T)))
+        assert shapely.hausdorff_distance(geometry, features.geometry).max() < 0.01
+        parts = shapely.get_parts(frame.geometry.values)
+        assert shapely.is_ccw(shapely.get_exterior_ring(parts)).all()
+    else:
+        assert shapely.equals(geometry, features.geometry).all()
+    if suffix in (".gpkg", ".fgb"):
+        assert pyogrio.read_info(path, layer=layer_name(path) if suffix == ".gpkg" else None)["geometry_type"] == (
+            "MultiPolygon"
+        )
+
+
+def test_parts_are_cut_at_the_antimeridian_each_by_itself(tmp_path, make_features, classes):
+    utm = pyproj.CRS(32601)
+    x, y = pyproj.Transformer.from_crs(4326, utm, always_xy=True).transform(180, 10)
+    shapes = [corners(x - 15, y), corners(x - 500, y)]
+    path = tmp_path / "a.geojson"
+    write_features(
+        path, [make_features(shapes)], classes=classes, crs=utm, pixel_m=1, has_confidence=True, multipart=True
+    )
+    one, other = (shapely.geometry.shape(f["geometry"]) for f in json.loads(path.read_text())["features"])
+    assert len(one.geoms) > 3
+    assert len(other.geoms) == 3
+    for geometry, shape in ((one, shapes[0]), (other, shapes[1])):
+        assert geometry.is_valid
+        longitudes = shapely.get_coordinates(geometry)[:, 0]
+        assert np.abs(longitudes).max() <= 180
+        metres = pyproj.Geod(ellps="WGS84").geometry_area_perimeter(shapely.orient_polygons(geometry))[0]
+        assert metres == pytest.approx(shape.area, rel=2e-3)
+    assert one.bounds[0] == -180
+    assert one.bounds[2] == 180
+
+
+EXTRA = (("regularized_iou", "float64"), ("dem_count", "int64"))
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".geojsonl", *TABLES])
+def test_further_columns_come_back(suffix, tmp_path, blocks, classes, utm33, read):
+    agreement = np.where(np.arange(len(blocks)) % 3 == 0, np.nan, 1 / (2.0 + np.arange(len(blocks))))
+    count = np.arange(len(blocks)) * 10**10
+    wide = replace(blocks, extra={"regularized_iou": agreement, "dem_count": count})
+    path = tmp_path / f"map{suffix}"
+    batches = [part(wide, 0, 30), part(wide, 30, 108)]
+    write_features(path, batches, classes=classes, crs=utm33, pixel_m=1, has_confidence=True, extra=EXTRA)
+    frame = read(path)
+    assert [c for c in frame.columns if c != "geometry"] == [*COLUMNS, "regularized_iou", "dem_count"]
+    np.testing.assert_array_equal(frame["regularized_iou"].to_numpy(float), agreement)
+    np.testing.assert_array_equal(frame["dem_count"], count)
+    assert str(frame["dem_count"].dtype).startswith("int")
+    if suffix == ".geojson":
+        first, second = json.loads(path.read_text(encoding="utf-8"))["features"][:2]
+        assert first["properties"]["regularized_iou"] is None
+        assert second["properties"]["regularized_iou"] == agreement[1]
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_tables_without_a_crs_or_sizes(suffix, tmp_path, blocks, classes, read):
+    nothing = np.full(len(blocks), np.nan)
+    placeless = replace(blocks, area_m2=nothing, perimeter_m=nothing)
+    path = tmp_path / f"map{suffix}"
+    write_features(path, [placeless], classes=classes, crs=None, pixel_m=1, has_confidence=True)
+    frame = read(path)
+    assert frame.crs is None or "Undefined" in frame.crs.name
+    assert frame["area_m2"].isna().all()
+    assert frame["perimeter_m"].isna().all()
+    assert shapely.equals(frame.geometry.values, blocks.geometry).all()
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".geojsonl"])
+def test_geojson_without_a_crs_is_refused_with_ways_out(suffix, tmp_path, blocks, classes):
+    with pytest.raises(OutputError, match=r"longitude and latitude.*GeoPackage"):
+        write_features(tmp_path / f"a{suffix}", [blocks], classes=classes, crs=None, pixel_m=1, has_confidence=True)
+    with pytest.raises(OutputError, match=r"longitude and latitude.*GeoPackage"):
+        check_output(tmp_path / f"a{suffix}", placeless=True)
+    assert os.listdir(tmp_path) == []

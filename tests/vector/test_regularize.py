@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize, shapes
 from shapely import affinity, box
 
-from geoseg.vector.regularize import LEAST_IOU, OVERLAP_PX, iou, regularize
+from geoseg.vector.regularize import LEAST_IOU, OVERLAP_PX, REACH_PX, Regularizer, iou, regularize
 from geoseg.vector.right_angles import Course, Wall, main_direction, right_angled
 
 PLANS = {
@@ -123,6 +123,29 @@ def test_neighbours_do_not_overlap_and_the_earlier_one_keeps_its_outline(seed):
     assert shapely.area(shapely.intersection(found[one], found[other])).max(initial=0) < OVERLAP_PX
     alone = regularize(raw[:1], 0.3)[0][0]
     assert alone.equals_exact(found[0], 0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 9))
+def test_batches_make_no_difference_and_what_lies_far_above_is_forgotten(seed, size):
+    rng = np.random.default_rng(seed)
+    names = rng.choice(sorted(PLANS), 24)
+    places = zip(rng.uniform(10, 90, 24), np.sort(rng.uniform(10, 900, 24)), strict=True)
+    raw = rasterised(
+        [plan(n, rng.uniform(0, 90), 1, *place) for n, place in zip(names, places, strict=True)], (980, 170)
+    )
+    raw = raw[np.argsort(shapely.bounds(raw)[:, 1], kind="stable")]
+    tops = shapely.bounds(raw)[:, 1]
+    regularizer = Regularizer(0.3)
+    parts = []
+    for start in range(0, len(raw), size):
+        parts.append(regularizer.add(raw[start : start + size], tops[start]))
+        bottoms = shapely.bounds(raw[: start + size])[:, 3]
+        assert len(regularizer) <= size + (bottoms > tops[start] - REACH_PX - 20).sum()
+    found, agreement = regularize(raw, 0.3)
+    assert len(regularizer) < len(raw)
+    assert shapely.equals_identical(np.concatenate([result for result, _ in parts]), found).all()
+    np.testing.assert_array_equal(np.concatenate([ious for _, ious in parts]), agreement)
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,0 +1,96 @@
+"""Every network through ``predict`` on a real scene: two worker processes give what one chunk in one process gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+import geoseg
+from geoseg import networks
+from geoseg.bundle import write_bundle
+from geoseg.classes import Classes
+from geoseg.segmenters.network import new_bundle, tensors_of
+from tests.conftest import write_raster
+
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
+
+# The smallest form of networks whose default is slow on a CPU; the others are as they come.
+_SMALL: dict[str, dict[str, Any]] = {
+    "gsn": {"encoder": "resnet18", "decoder_channels": 16},
+    "segnet": {"width": 8},
+    "upernet": {"encoder": "resnet18", "decoder_channels": 32},
+    "dpt": {"encoder": "test_vit", "decoder_intermediate_channels": [8, 8, 16, 16], "decoder_fusion_channels": 16},
+    "torchvision-fcn": {"encoder": "mobilenet_v3_large"},
+    "torchvision-deeplabv3": {"encoder": "mobilenet_v3_large"},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a scheduler with two worker processes."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as running:
+        yield running.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A real scene of 300 × 420 pixels."""
+    with rasterio.open(sample) as source:
+        window = rasterio.windows.Window(640, 500, 420, 300)
+        array, transform, crs = source.read(window=window), source.window_transform(window), source.crs
+    return write_raster(tmp_path_factory.mktemp("village") / "village.tif", array, transform=transform, crs=crs)
+
+
+@pytest.fixture(params=networks.names())
+def model(request: pytest.FixtureRequest, tmp_path: Path, village: Path) -> Path:
+    """A network with random weights whose batch norms have seen the scene, so that its labels vary."""
+    options = dict(_SMALL.get(request.param, {}))
+    encoder = options.pop("encoder", None)
+    description, tensors = new_bundle(
+        request.param,
+        bands=["red", "green", "blue"],
+        classes=Classes.parse("background,roof,road,tree"),
+        encoder=encoder,
+        tile=256,
+        halo=64,
+        options=options,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = networks.create(request.param, in_channels=3, num_classes=4, encoder=encoder, **options)
+        assert tensors.keys() == tensors_of(network).keys()
+        with rasterio.open(village) as source:
+            pixels = torch.from_numpy(source.read()).float().sub(110).div(50)
+        crops = torch.stack([pixels[:, :256, :256], pixels[:, 44:, 164:], pixels[:, 20:276, 60:316]])
+        network.train()
+        with torch.no_grad():
+            for _ in range(10):
+                network(crops)
+    path = tmp_path / "model.safetensors"
+    write_bundle(path, description, tensors_of(network))
+    return path
+
+
+def _run(folder: Path, scene: Path, model: Path, **options: Any) -> tuple[bytes, np.ndarray]:
+    folder.mkdir()
+    geoseg.predict(
+        scene, folder / "out.geojson", str(model), labels=str(folder / "labels.tif"), keep_background=True, **options
+    )
+    with rasterio.open(folder / "labels.tif") as labels:
+        return (folder / "out.geojson").read_bytes(), labels.read(1)
+
+
+def test_two_workers_and_small_chunks_leave_no_seam(tmp_path: Path, village: Path, model: Path, cluster: str) -> None:
+    whole, labels = _run(tmp_path / "whole", village, model, chunk=1024)
+    parts, also = _run(tmp_path / "parts", village, model, chunk=128, scheduler=cluster)
+    assert len(np.unique(labels)) > 1
+    assert (also == labels).all()
+    assert parts == whole
