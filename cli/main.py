@@ -23,6 +23,7 @@ _COMMANDS = {
     "import": "Make a model of weights that another program trained, or of an ONNX file.",
     "info": "Show what a scene or a model is.",
     "networks": "List the networks a model can be made of.",
+    "losses": "List the losses a network can be trained with.",
     "demo": "Segment the sample scene that comes with geoseg.",
 }
 

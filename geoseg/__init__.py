@@ -19,23 +19,28 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from geoseg import losses as losses
     from geoseg import networks as networks
     from geoseg.engine.cluster_scene import cluster as cluster
+    from geoseg.engine.evaluate import evaluate as evaluate
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.vectorize import vectorize as vectorize
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
+    from geoseg.training.fit import train as train
 
 _LAZY = {
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
+    "evaluate": ("geoseg.engine.evaluate", "evaluate"),
     "load": ("geoseg.segmenters.loading", "load"),
     "open": ("geoseg.scene", "open_scene"),
     "predict": ("geoseg.engine.predict", "predict"),
+    "train": ("geoseg.training.fit", "train"),
     "vectorize": ("geoseg.engine.vectorize", "vectorize"),
 }
-_MODULES = ("networks",)
+_MODULES = ("losses", "networks")
 
-__all__ = ["__version__", "cluster", "load", "networks", "open", "predict", "vectorize"]
+__all__ = ["__version__", "cluster", "evaluate", "load", "losses", "networks", "open", "predict", "train", "vectorize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,19 @@ import geoseg
 from geoseg.errors import GeosegError
 from geoseg_cli.main import _module, main
 
-COMMANDS = ("predict", "cluster", "vectorize", "init", "import", "info", "networks", "demo")
+COMMANDS = (
+    "predict",
+    "cluster",
+    "vectorize",
+    "init",
+    "import",
+    "info",
+    "networks",
+    "evaluate",
+    "train",
+    "losses",
+    "demo",
+)
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
 HEAVY = {"torch", "rasterio", "geopandas", "dask", "distributed", "timm", "segmentation_models_pytorch", "shapely"}
 

@@ -1,0 +1,146 @@
+"""``geoseg evaluate``: a prediction against a reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from geoseg_cli.progress import shown
+
+if TYPE_CHECKING:
+    from geoseg.engine.evaluation import Evaluation
+
+
+@click.command("evaluate")
+@click.argument("prediction")
+@click.argument("reference")
+@click.option("--classes", metavar="NAME,NAME,…", help="What the numbers 0, 1, … mean, where the files do not say it.")
+@click.option("--attribute", metavar="NAME", help="Attribute of polygons that tells their class.")
+@click.option("--class", "one_class", metavar="CLASS", help="One class for all polygons of the reference.")
+@click.option("--ignore", multiple=True, metavar="CLASS", help="Leave out this class of the reference; repeatable.")
+@click.option(
+    "--outside",
+    type=click.Choice(["background", "ignore"]),
+    default="background",
+    show_default=True,
+    help="What pixels in no polygon of a vector file are.",
+)
+@click.option("--all-touched", is_flag=True, help="Burn every pixel that a polygon touches, not only by the centre.")
+@click.option(
+    "--grid",
+    type=click.Choice(["auto", "reference", "prediction"]),
+    default="auto",
+    show_default=True,
+    help="Compare on this raster's grid; auto prefers the reference's.",
+)
+@click.option(
+    "--resolution", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Compare at M metres per pixel."
+)
+@click.option("--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file.")
+@click.option(
+    "--erode",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="PX",
+    help="Also score without reference pixels within PX of another class.",
+)
+@click.option(
+    "--boundary",
+    default="3px",
+    show_default=True,
+    metavar="DISTANCE",
+    help="Distance of boundary IoU, in pixels (3px) or ground metres (0.5m).",
+)
+@click.option("--no-objects", is_flag=True, help="Do not match polygons.")
+@click.option("--confidence", type=click.Path(), metavar="F.tif", help="Judge this confidence of the prediction.")
+@click.option("--json", "json_file", type=click.Path(), metavar="F", help="Also write all figures as JSON.")
+@click.option("--html", "html_file", type=click.Path(), metavar="F", help="Also write a page with tables and maps.")
+@click.option("--errors", "errors_file", type=click.Path(), metavar="F.tif", help="Also write where it is wrong (COG).")
+@click.option("--chunk", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX", help="Block side.")
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def command(
+    prediction: str, reference: str, classes: str | None, no_objects: bool, quiet: bool, **options: Any
+) -> None:
+    """Compare PREDICTION with REFERENCE: label rasters or polygons, in any CRS and on any grid.
+
+    All figures are of counts pooled over the whole grid.  Pixels without a label on either side are left out.
+
+    \b
+    Example:
+      geoseg evaluate roofs.tif truth.gpkg --class building --html report.html --errors wrong.tif
+    """
+    import geoseg
+    from geoseg.classes import Classes
+
+    table = None if classes is None else Classes.parse(classes)
+    with shown(quiet) as progress:
+        result = geoseg.evaluate(
+            prediction, reference, classes=table, objects=not no_objects, progress=progress, **options
+        )
+    for note in result.notes:
+        click.echo(f"Note: {note}", err=True)
+    _say(result)
+
+
+def _say(result: Evaluation) -> None:
+    """Print the tables."""
+    record = result.as_dict()
+    head = ["class", "IoU", "F1", "precision", "recall", "boundary IoU", "pixels"]
+    names = ("iou", "f1", "precision", "recall", "boundary_iou")
+    objects = "objects" in record
+    rows = []
+    for item in record["classes"]:
+        row = [item["name"], *(_number(item[name]) for name in names), str(item["reference_pixels"])]
+        if objects:
+            found = item.get("objects", {})
+            row += [_number(found[name]) if found else "" for name in ("precision", "recall", "f1")]
+        rows.append(row)
+    if objects:
+        head += ["object precision", "recall", "F1"]
+    _table([head, *rows])
+    click.echo()
+    pixels = record["pixels"]
+    lines = [
+        ["mean IoU", _number(record["mean_iou"])],
+        ["mean F1", _number(record["mean_f1"])],
+        ["overall accuracy", _number(record["overall_accuracy"])],
+        ["kappa", _number(record["kappa"])],
+        [f"mean boundary IoU, {record['boundary']['distance']}", _number(record["boundary"]["mean_iou"])],
+    ]
+    if "eroded" in record:
+        for name, told in (("mean_iou", "mean IoU"), ("mean_f1", "mean F1"), ("overall_accuracy", "overall accuracy")):
+            lines.append([f"{told}, {record['eroded']['distance']} off boundaries", _number(record["eroded"][name])])
+    if objects:
+        scores = {"precision": "precision", "recall": "recall", "f1": "F1"}
+        lines += [[f"object {told} at IoU 0.5", _number(record["objects"][name])] for name, told in scores.items()]
+    if "calibration" in record:
+        lines.append(["expected calibration error", _number(record["calibration"]["expected_error"])])
+    lines += [
+        ["pixels compared", str(pixels["evaluated"])],
+        ["no label in the reference", str(pixels["reference_ignored"])],
+        ["no label in the prediction", str(pixels["prediction_ignored"])],
+    ]
+    if pixels["outside_area"]:
+        lines.append(["outside of the area", str(pixels["outside_area"])])
+    _table(lines)
+    if "calibration" in record:
+        click.echo()
+        bins = [
+            [f"{b['from']:.1f} to {b['to']:.1f}", _number(b["confidence"]), _number(b["accuracy"]), str(b["pixels"])]
+            for b in record["calibration"]["bins"]
+        ]
+        _table([["confidence", "mean", "share right", "pixels"], *bins])
+
+
+def _table(rows: list[list[str]]) -> None:
+    """Print rows in columns, the first to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Training: from scenes and labels to the bundle of a network."""

@@ -1,0 +1,378 @@
+"""``geoseg train``: from a configuration to a bundle, through a loop that can be stopped and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from geoseg.errors import ConfigError, GeosegError, OutputError, RunError, one_line
+from geoseg.outputs.staging import check_place
+from geoseg.training.config import LoopConfig, TrainConfig, check, read_config
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from geoseg.normalisation import Normalisation
+    from geoseg.training.config import NetworkConfig
+    from geoseg.training.module import TrainingModule
+    from geoseg.training.patches import Judging
+    from geoseg.training.site import Site
+
+Progress = Callable[[str, int, int], None]
+_RECORD = "config.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a training came to.
+
+    Attributes:
+        model: the bundle.
+        steps: how many were done, those before an interruption included.
+        resumed: the step from which an interrupted run was taken up; None for a new run.
+        figures: IoU by class, their mean and accuracy on what the network was judged on; empty if on nothing.
+        seconds: of this run.
+        notes: what the user should know.
+    """
+
+    model: str
+    steps: int
+    resumed: int | None
+    figures: dict[str, Any]
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    fresh: bool = False,
+    workdir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Train a network on scenes with labels and write it as a bundle.
+
+    The same call after an interruption goes on from the last checkpoint; on a CPU it ends with the same weights.
+
+    Args:
+        config: a checked configuration, its settings, or a YAML file with them.
+        output: of the bundle.
+        overwrite: replace an existing one.
+        fresh: throw away what an interrupted run left.
+        workdir: folder of the checkpoints; by default a hidden one beside the output, removed at the end.
+        progress: told the stage, steps done, and steps in all.
+        tell: told in words what each validation found.
+
+    Raises:
+        ConfigError: the configuration has faults; the message lists all.
+        SceneError: a scene that cannot be used.
+        LabelsError: labels that cannot be used.
+        OutputError: the bundle cannot be written.
+        RunError: no memory, a loss that is no number, or the checkpoints of another run.
+    """
+    started = time.monotonic()
+    if isinstance(config, str | os.PathLike):
+        config = read_config(config)
+    if not isinstance(config, TrainConfig):
+        config = check(config)
+    target = Path(output)
+    folder = Path(workdir) if workdir is not None else target.with_name(f".{target.name}.training")
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if first:
+        check_place(target, overwrite)
+    with _held(folder, config, fresh=fresh) if first else contextlib.nullcontext(), _explained(config.training):
+        run = _Run(config, target, folder, progress, tell)
+        resumed = run.fit()
+        if run.trainer.is_global_zero:
+            run.write(overwrite=overwrite or resumed is not None)
+    if first and workdir is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    notes = ["training stopped early: the mean IoU no longer rose"] if run.steps < config.training.steps else []
+    return Report(str(target), run.steps, resumed, run.figures, time.monotonic() - started, notes)
+
+
+class _Run:
+    """One training, from open scenes to the bundle."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        target: Path,
+        folder: Path,
+        progress: Progress | None,
+        tell: Callable[[str], None] | None,
+    ) -> None:
+        from geoseg import losses, networks
+        from geoseg.training.patches import Drawing, Judging
+        from geoseg.training.sampling import Sampler, count
+        from geoseg.training.site import open_sites
+        from geoseg.training.starting import first_network, measured_scaling
+
+        self.config, self.target, self.folder = config, target, folder
+        loop, classes = config.training, config.data.table()
+        # A slip in a name is told before scenes are read.
+        networks.info(config.network.name)
+        self.loss = losses.create(config.loss, num_classes=len(classes))
+        sites, judged = open_sites(config)
+        counts = []
+        for done, site in enumerate(sites):
+            if progress is not None:
+                progress("counting labels", done, len(sites))
+            counts.append(count(site, len(classes), loop.patch))
+        if progress is not None:
+            progress("counting labels", len(sites), len(sites))
+        self.sites: list[Site] = sites
+        sampler = Sampler(counts, classes, config.sampling, config.augment, loop.seed)
+        self.drawing = Drawing(sites, sampler, loop.patch, config.sampling.min_valid)
+        self.judging: Judging = Judging.of(judged, loop.patch)
+        network, self.settings, scaling = first_network(config, len(sites[0].scene.bands))
+        self.scaling: Normalisation = scaling or measured_scaling(sites)
+        self.module = self._module(network)
+        self.trainer = self._trainer(progress, tell)
+
+    def _module(self, network: Any) -> TrainingModule:
+        from geoseg.losses.supervision import Supervision
+        from geoseg.training.module import TrainingModule
+        from geoseg.training.starting import encoder_of, find_encoder
+
+        config = self.config
+        encoder = find_encoder(network)
+        if config.network.freeze_steps or config.training.encoder_lr != 1:
+            encoder = encoder_of(network, self.settings.name)
+        loss = Supervision(self.loss, self.settings.name)
+        return TrainingModule(network, encoder, loss, self.scaling, config, self._batches, self._where)
+
+    def _batches(self, step: int, rank: int, world: int) -> Any:
+        from geoseg.training.patches import Loader, batches_from
+
+        loop = self.config.training
+        numbers = batches_from(step * loop.accumulate, loop.steps * loop.accumulate, loop.batch, rank, world)
+        return Loader(self.drawing, numbers, workers=loop.workers, pinned=self._pinned)
+
+    def _squares(self) -> Any:
+        """Return the batches of a validation, this process's share of them."""
+        from geoseg.training.patches import Judged
+
+        loop, trainer = self.config.training, self.trainer
+        return Judged(self.judging, loop.batch, loop.workers, self._pinned, trainer.global_rank, trainer.world_size)
+
+    @property
+    def _pinned(self) -> bool:
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def _where(self, numbers: list[int]) -> str:
+        """Say where patches lie, for messages."""
+        told = []
+        for number in numbers[:4]:
+            place = self.drawing.place(number)
+            site = self.sites[place.site].scene
+            x, y = site.geobox.affine * (place.centre[1], place.centre[0])
+            told.append(f"({x:.1f}, {y:.1f}) in {site.path}")
+        more = f" and {len(numbers) - 4} more" if len(numbers) > 4 else ""
+        return ", ".join(told) + more
+
+    def _trainer(self, progress: Progress | None, tell: Callable[[str], None] | None) -> pl.Trainer:
+        import pytorch_lightning as pl
+        from pytorch_lightning.callbacks import EarlyStopping
+
+        from geoseg.training.callbacks import Checkpoints, Teller
+
+        loop = self.config.training
+        validate = loop.validate_every if len(self.judging) else 0
+        callbacks: list[pl.Callback] = [
+            Teller(loop.steps, progress, tell),
+            Checkpoints(self.folder, loop.checkpoint_every, validate),
+        ]
+        if loop.patience and validate:
+            callbacks.append(EarlyStopping("val_iou", mode="max", patience=loop.patience))
+        device = _accelerator(loop)
+        with _hushed():
+            return pl.Trainer(
+                accelerator=device,
+                devices=loop.devices,
+                strategy="ddp" if loop.devices > 1 else "auto",
+                precision=_precision(loop, device),  # type: ignore[arg-type]
+                max_steps=loop.steps,
+                max_epochs=-1,
+                accumulate_grad_batches=loop.accumulate,
+                gradient_clip_val=loop.clip or None,
+                val_check_interval=(validate or loop.steps + 1) * loop.accumulate,
+                check_val_every_n_epoch=None,
+                limit_val_batches=1.0 if validate else 0,
+                num_sanity_val_steps=0,
+                callbacks=callbacks,
+                logger=_loggers(self.config),
+                log_every_n_steps=10,
+                default_root_dir=str(self.folder),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+
+    def fit(self) -> int | None:
+        """Train to the end, and return the step from which an interrupted run was taken up."""
+        import torch
+
+        from geoseg.training.callbacks import BEST, LAST, take_weights
+
+        checkpoint = self.folder / LAST
+        known = checkpoint.exists()
+        loop = self.config.training
+        squares = self._squares() if len(self.judging) else None
+        starts: list[int] = []
+        self.module.begins = starts.append
+        with torch.random.fork_rng(), _hushed():
+            self.trainer.fit(
+                self.module,
+                val_dataloaders=squares,
+                ckpt_path=str(checkpoint) if known else None,
+                weights_only=True,
+            )
+            self.steps = self.trainer.global_step
+            if squares is not None and self.module.figures.get("step") != self.steps:
+                self.trainer.limit_val_batches = 1.0
+                self.trainer.validate(self.module, squares, verbose=False)
+        self.figures = self.module.figures
+        if loop.keep == "best" and self.module.best:
+            self.figures = self.module.best
+            if self.trainer.is_global_zero:
+                take_weights(self.folder / BEST, self.module)
+        return starts[0] if known and starts else None
+
+    def write(self, *, overwrite: bool) -> None:
+        """Write the bundle."""
+        from geoseg.bundle import NormalisationRecord, write_bundle
+        from geoseg.segmenters.describing import describe
+        from geoseg.segmenters.network import tensors_of
+
+        config, scene = self.config, self.sites[0].scene
+        network = self.module.judged.cpu().float().eval()
+        settings: NetworkConfig = self.settings
+        record: dict[str, Any] = {"config": config.record(), "steps": self.steps, "loss": self.module.trained_loss}
+        if self.figures:
+            record["validation"] = self.figures
+        description = describe(
+            network,
+            name=settings.name,
+            encoder=settings.encoder,
+            options=settings.options,
+            bands=scene.band_names,
+            classes=config.data.table(),
+            resolution=config.data.resolution or min(scene.resolution),
+            normalisation=NormalisationRecord(**self.scaling.as_dict()),
+            licence=config.licence,
+            training=record,
+        )
+        write_bundle(self.target, description, tensors_of(network), overwrite=overwrite)
+
+
+def _accelerator(loop: LoopConfig) -> str:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if loop.device == "cuda" and not gpu:
+        raise ConfigError("training.device is cuda, but torch sees no GPU here: use cpu or auto.")
+    device = "cpu" if loop.device == "cpu" or not gpu else "cuda"
+    if device == "cuda" and loop.devices > torch.cuda.device_count():
+        raise ConfigError(f"training.devices is {loop.devices}, but there are {torch.cuda.device_count()} GPUs.")
+    return device
+
+
+def _precision(loop: LoopConfig, device: str) -> str:
+    import torch
+
+    if loop.precision == "auto":
+        return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    if loop.precision == "float16" and device == "cpu":
+        raise ConfigError("training.precision is float16, which a CPU does not train in: use bfloat16 or float32.")
+    return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[loop.precision]
+
+
+def _loggers(config: TrainConfig) -> Any:
+    if config.training.logs is None:
+        return False
+    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+    folder = config.training.logs
+    csv = CSVLogger(folder, name="")
+    return [csv, TensorBoardLogger(folder, name="", version=csv.version)]
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep Lightning's own remarks from the terminal."""
+    told = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in told]
+    for logger in told:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\.tensorboard)")
+            warnings.filterwarnings("ignore", message=r".*(Lightning|val_dataloader|dataloader|lr_scheduler).*")
+            yield
+    finally:
+        for logger, level in zip(told, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, config: TrainConfig, *, fresh: bool) -> Iterator[None]:
+    """Hold the work folder, once it is known to belong to this run."""
+    from geoseg.training.starting import fingerprint
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(f"{folder} is in use by another training: wait for it, or write to another model.") from error
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
+    try:
+        record, own = folder / _RECORD, fingerprint(config)
+        if fresh:
+            for entry in folder.iterdir():
+                if entry.suffix in {".ckpt", ".safetensors", ".part", ".json"}:
+                    entry.unlink()
+        if record.exists() and record.read_text(encoding="utf-8") != own:
+            raise RunError(
+                f"{folder} holds the checkpoints of a training with another configuration: pass --fresh to throw them "
+                "away, or write to another model."
+            )
+        record.write_text(own, encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _explained(loop: LoopConfig) -> Iterator[None]:
+    """Turn a lack of memory into a sentence."""
+    try:
+        yield
+    except GeosegError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
+            raise
+        half = max(1, loop.batch // 2)
+        raise RunError(
+            f"there is not enough memory for batches of {loop.batch} patches of {loop.patch} pixels "
+            f"({one_line(error, 80)}): set training.batch to {half} and training.accumulate to {2 * loop.accumulate}, "
+            "training.patch smaller, or choose a smaller network."
+        ) from error

@@ -1,0 +1,205 @@
+"""Patches: pixels with their labels, read where and as the sampler says, in batches ahead of their use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from affine import Affine
+from numpy.typing import NDArray
+
+from geoseg.grid import Window
+from geoseg.training.labels import IGNORE
+from geoseg.training.sampling import Place, Sampler
+from geoseg.training.site import Site, windows_of
+
+# Another place is tried so often where a patch holds too little data.
+_TRIES = 8
+
+
+@dataclass(frozen=True)
+class Patch:
+    """``pixels`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``labels`` (H, W) uint8, 255 for unknown."""
+
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+    labels: NDArray[np.uint8]
+
+
+def read_patch(site: Site, place: Place, side: int) -> Patch:
+    """Read the patch of ``side`` pixels at a place, pixels and labels on one grid.
+
+    Raises:
+        SceneError: the scene cannot be read there.
+        LabelsError: a label there that is no class.
+    """
+    row, col = place.centre
+    if place.scale == 1 and place.angle == 0:
+        window = Window(round(row - side / 2), round(col - side / 2), side, side)
+        return turned(read_window(site, window), place.turn)
+    to_site = (
+        Affine.translation(col, row)
+        * Affine.rotation(place.angle)
+        * Affine.scale(place.scale)
+        * Affine.translation(-side / 2, -side / 2)
+    )
+    pixels = site.pixels_on(to_site, (side, side), place.scale)
+    labels = site.labels_on(to_site, (side, side))
+    labels[~pixels.valid] = IGNORE
+    return turned(Patch(pixels.data, pixels.valid, labels), place.turn)
+
+
+def read_window(site: Site, window: Window) -> Patch:
+    """Read a window of the site's own grid, mirrored beyond the scene, where nothing is known of the classes.
+
+    Raises:
+        SceneError: the scene cannot be read there.
+        LabelsError: a label there that is no class.
+    """
+    pixels = site.scene.read(window)
+    labels = site.labels_on(Affine.translation(window.col, window.row), window.shape)
+    outside = np.ones(window.shape, bool)
+    outside[window.intersect(site.scene.window).within(window)] = False
+    labels[outside | ~pixels.valid] = IGNORE
+    return Patch(pixels.data, pixels.valid, labels)
+
+
+def turned(patch: Patch, turn: int) -> Patch:
+    """Return the patch flipped from left to right (``turn`` has 4 in it), then turned by quarters (its lower bits)."""
+
+    def do(array: NDArray[Any]) -> NDArray[Any]:
+        flipped = array[..., ::-1] if turn & 4 else array
+        return np.ascontiguousarray(np.rot90(flipped, turn & 3, axes=(-2, -1)))
+
+    return patch if turn == 0 else Patch(do(patch.pixels), do(patch.valid), do(patch.labels))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Draws patch after patch from sites."""
+
+    sites: Sequence[Site]
+    sampler: Sampler
+    side: int
+    min_valid: float
+
+    def place(self, number: int) -> Place:
+        """Return where patch ``number`` was first looked for."""
+        return self.sampler.draw(self.sampler.random(number))
+
+    def __getitem__(self, number: int) -> Patch:
+        """Return patch ``number``; of places with too little data the last that was tried."""
+        random = self.sampler.random(number)
+        for _ in range(_TRIES):
+            place = self.sampler.draw(random)
+            patch = read_patch(self.sites[place.site], place, self.side)
+            if patch.valid.mean() >= self.min_valid and (patch.labels != IGNORE).any():
+                break
+        return patch
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The squares that cover what sites are judged on, read as they are."""
+
+    sites: Sequence[Site]
+    windows: Sequence[tuple[int, Window]]
+
+    @classmethod
+    def of(cls, sites: Sequence[Site], side: int) -> Judging:
+        """Cover the areas of ``sites`` with squares of ``side`` pixels."""
+        return cls(sites, [(i, window) for i, site in enumerate(sites) for window in windows_of(site, side)])
+
+    def __len__(self) -> int:
+        """Return the number of squares."""
+        return len(self.windows)
+
+    def __getitem__(self, number: int) -> Patch:
+        """Return square ``number``."""
+        site, window = self.windows[number]
+        return read_window(self.sites[site], window)
+
+
+Batch = dict[str, torch.Tensor]
+
+
+def collate(patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
+    """Return tensors ``pixels`` (N, C, H, W) uint8 or float32, ``valid``, ``labels`` uint8 (N, H, W), ``numbers``."""
+    pixels = np.stack([patch.pixels for patch in patches])
+    return {
+        "pixels": torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)),
+        "valid": torch.from_numpy(np.stack([patch.valid for patch in patches])),
+        "labels": torch.from_numpy(np.stack([patch.labels for patch in patches])),
+        "numbers": torch.tensor(numbers),
+    }
+
+
+class Loader:
+    """Batches of patches, read ahead by threads and given in order.
+
+    Threads suffice: reading, warping and decoding leave Python's lock to others.
+
+    Args:
+        source: gives a patch by number.
+        batches: the numbers of each batch, in order.
+        workers: threads; with 0 patches are read when they are asked for.
+        pinned: put batches where a GPU copies them from without waiting.
+    """
+
+    def __init__(
+        self, source: Drawing | Judging, batches: Iterable[Sequence[int]], *, workers: int, pinned: bool = False
+    ) -> None:
+        self._source, self._batches, self._workers, self._pinned = source, batches, workers, pinned
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches."""
+        if not self._workers:
+            for numbers in self._batches:
+                yield self._made([self._source[i] for i in numbers], numbers)
+            return
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="patches") as pool:
+            ahead: deque[tuple[Sequence[int], list[Future[Patch]]]] = deque()
+            rest = iter(self._batches)
+            try:
+                while True:
+                    while len(ahead) < 2 + self._workers // 4 and (coming := next(rest, None)) is not None:
+                        ahead.append((coming, [pool.submit(self._source.__getitem__, i) for i in coming]))
+                    if not ahead:
+                        return
+                    numbers, futures = ahead.popleft()
+                    yield self._made([future.result() for future in futures], numbers)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _made(self, patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
+        batch = collate(patches, numbers)
+        return {name: value.pin_memory() for name, value in batch.items()} if self._pinned else batch
+
+
+def batches_from(start: int, stop: int, batch: int, rank: int, world: int) -> Iterator[Sequence[int]]:
+    """Yield the patch numbers of batches ``start`` to ``stop`` that process ``rank`` of ``world`` trains on."""
+    for number in range(start, stop):
+        first = (number * world + rank) * batch
+        yield range(first, first + batch)
+
+
+class Judged:
+    """The batches of a validation, the same each time; processes share them."""
+
+    def __init__(self, source: Judging, batch: int, workers: int, pinned: bool, rank: int, world: int) -> None:
+        self._source, self._workers, self._pinned = source, workers, pinned
+        own = range(rank, len(source), world)
+        self._batches = [own[i : i + batch] for i in range(0, len(own), batch)]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches."""
+        return iter(Loader(self._source, self._batches, workers=self._workers, pinned=self._pinned))

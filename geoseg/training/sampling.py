@@ -1,0 +1,142 @@
+"""Where patches are drawn: labelled ground is counted once by class, then places are drawn by number.
+
+Patch ``i`` of a seed is the same whoever draws it: threads, processes and interruptions change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+
+from geoseg.classes import Classes
+from geoseg.errors import LabelsError
+from geoseg.grid import ChunkGrid, Window
+from geoseg.training.config import AugmentConfig, SamplingConfig
+from geoseg.training.labels import IGNORE
+from geoseg.training.site import Site
+
+# Sites with more pixels than this are counted on a coarser grid.
+_MOST_PIXELS = 1 << 24
+_BLOCK = 1024
+# Cells of the count per side of a patch.
+_CELLS = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a patch is read.
+
+    Attributes:
+        site: number of the scene.
+        centre: row and column on the site's grid, in pixels.
+        scale: ground metres per pixel as a multiple of the site's.
+        angle: degrees.
+        turn: 0 to 7: quarter turns (its lowest two bits), after a flip from left to right (4).
+    """
+
+    site: int
+    centre: tuple[float, float]
+    scale: float = 1.0
+    angle: float = 0.0
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class Count:
+    """Labelled pixels of a site by class and cell: ``pixels`` (K, rows, columns), cells of ``cell`` site pixels."""
+
+    pixels: NDArray[np.float64]
+    cell: float
+
+
+def count(site: Site, num_classes: int, patch: int) -> Count:
+    """Count the labelled pixels that hold data where the site is trained on.
+
+    Raises:
+        SceneError: the scene cannot be read.
+        LabelsError: a label that is no class.
+    """
+    height, width = site.scene.shape
+    step = max(1.0, math.sqrt(height * width / _MOST_PIXELS))
+    shape = (math.ceil(height / step), math.ceil(width / step))
+    side = max(1, round(patch / _CELLS / step))
+    rows, cols = (-(-length // side) for length in shape)
+    pixels = np.zeros((num_classes, rows, cols))
+    block = max(1, _BLOCK // side) * side
+    for window in ChunkGrid(shape, block):
+        to_site = Affine.scale(step) * Affine.translation(window.col, window.row)
+        labels = site.labels_on(to_site, window.shape)
+        if (labels != IGNORE).any():
+            labels[~_valid(site, window, step, to_site)] = IGNORE
+        row, col = np.nonzero(labels != IGNORE)
+        cells = ((row + window.row) // side) * cols + (col + window.col) // side
+        flat = labels[row, col].astype(np.int64) * rows * cols + cells
+        pixels += np.bincount(flat, minlength=pixels.size).reshape(pixels.shape)
+    return Count(pixels * step * step, side * step)
+
+
+def _valid(site: Site, window: Window, step: float, to_site: Affine) -> NDArray[np.bool_]:
+    if step == 1:
+        return site.scene.read(window).valid
+    return site.pixels_on(to_site, window.shape, step).valid
+
+
+class Sampler:
+    """Draws places of patches, by number.
+
+    Args:
+        counts: of all sites.
+        classes: their table.
+        sampling: how classes are balanced.
+        augment: how patches are varied.
+        seed: of everything drawn.
+
+    Raises:
+        LabelsError: a class without a single labelled pixel.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[Count],
+        classes: Classes,
+        sampling: SamplingConfig,
+        augment: AugmentConfig,
+        seed: int,
+    ) -> None:
+        self._shapes = [item.pixels.shape[1:] for item in counts]
+        self._cells = [item.cell for item in counts]
+        self._starts = np.cumsum([0, *(rows * cols for rows, cols in self._shapes)])
+        self.pixels = np.concatenate([item.pixels.reshape(len(classes), -1) for item in counts], axis=1)
+        totals = self.pixels.sum(axis=1)
+        missing = [item.name for item, total in zip(classes, totals, strict=True) if total == 0]
+        if missing:
+            raise LabelsError(
+                f"no training label is of class {', '.join(missing)}: leave the class out, or give labels that have it."
+            )
+        self._by_class = np.cumsum(self.pixels, axis=1)
+        self._all = np.cumsum(self.pixels.sum(axis=0))
+        self._sampling, self._augment, self._seed = sampling, augment, seed
+
+    def random(self, number: int) -> np.random.Generator:
+        """Return the random numbers of patch ``number``."""
+        return np.random.default_rng((self._seed, number))
+
+    def draw(self, random: np.random.Generator) -> Place:
+        """Draw one place, and how the patch there is varied."""
+        balanced = random.random() < self._sampling.balance
+        steps = self._by_class[random.integers(len(self._by_class))] if balanced else self._all
+        cell = int(np.searchsorted(steps, random.random() * steps[-1], side="right"))
+        cell = min(cell, len(steps) - 1)
+        site = int(np.searchsorted(self._starts, cell, side="right")) - 1
+        row, col = divmod(cell - int(self._starts[site]), self._shapes[site][1])
+        centre = (np.array([row, col]) + random.random(2)) * self._cells[site]
+        low, high = self._augment.scale
+        scale = math.exp(random.uniform(math.log(low), math.log(high))) if low < high else low
+        angle = random.uniform(-1, 1) * self._augment.rotation
+        turn = int(random.integers(8)) if self._augment.flips else 0
+        return Place(site, (float(centre[0]), float(centre[1])), scale, angle, turn)

@@ -1,0 +1,188 @@
+"""A scene with its labels and the parts of it that are trained on and judged, on any grid."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+
+from geoseg.errors import SceneError
+from geoseg.grid import Window
+from geoseg.scene import Pixels, Scene, open_scene
+from geoseg.source import gdal_environment, open_raster, reading
+from geoseg.training.config import SceneConfig, TrainConfig
+from geoseg.training.labels import IGNORE, Labels, open_labels
+from geoseg.training.polygons import burn, footprint, read_polygons
+from geoseg.warp import Warp
+
+# Of the transformation, in pixels: far below what a label is drawn to.
+_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Site:
+    """One scene to train on or to be judged on.
+
+    Attributes:
+        scene: at the resolution of the training.
+        native: on its own grid.
+        overviews: factors of the file's overviews.
+        labels: what is known of it.
+        area: polygons, in the scene's CRS, outside of which labels do not count.
+    """
+
+    scene: Scene
+    native: Scene
+    overviews: tuple[int, ...]
+    labels: Labels
+    area: NDArray[np.object_]
+    _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+
+    def labels_on(self, to_site: Affine, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return positions in the class table, (H, W), 255 outside the area; ``to_site`` leads to site pixels."""
+        affine = self.scene.geobox.affine * to_site
+        labels = self.labels.burn(affine, shape)
+        inside = burn(self.area, np.ones(len(self.area), np.uint8), affine, shape, fill=0)
+        labels[inside == 0] = IGNORE
+        return labels
+
+    def pixels_on(self, to_site: Affine, shape: tuple[int, int], scale: float) -> Pixels:
+        """Read the source anew on a grid of ``scale`` site pixels per pixel; invalid beyond the scene.
+
+        Raises:
+            SceneError: the file cannot be read there.
+        """
+        own, target = self.native.resolution, self.scene.resolution
+        ratio = (target[0] * scale / own[0], target[1] * scale / own[1])
+        fitting = [i for i, factor in enumerate(self.overviews) if factor <= min(ratio) * 1.001]
+        level = max(fitting, default=None)
+        geobox = GeoBox(shape, self.scene.geobox.affine * to_site, self.scene.geobox.crs)
+        if self.native.warp is not None or self.native.masked or self.native.alpha is not None:
+            seen = replace(self.native, geobox=geobox, warp=Warp(level, ratio), _open=threading.local())
+            return seen.read(seen.window)
+        return self._warped(geobox, Warp(level, ratio))
+
+    def _warped(self, geobox: GeoBox, warp: Warp) -> Pixels:
+        """Do what ``replace(native, …).read`` does with a file that stays open, whose decoded blocks are kept."""
+        opened = self._open.__dict__.setdefault("sources", {})
+        source = opened.get(warp.overview_level)
+        with gdal_environment(self.native.path), reading(self.native.path, "a patch"):
+            if source is None:
+                options = {} if warp.overview_level is None else {"OVERVIEW_LEVEL": warp.overview_level}
+                source = opened[warp.overview_level] = open_raster(self.native.path, **options)
+            factor = 1.0 if warp.overview_level is None else self.overviews[warp.overview_level]
+            value = next((v for v in self.native.nodata if v is not None), None)
+            # Not asked for validity, GDAL warps several times faster; where nothing is nodata, the outline says it.
+            validity: dict[str, Any] = {}
+            if value is not None:
+                validity = {"src_nodata": value, "nodata": value, "UNIFIED_SRC_NODATA": "YES"}
+            height, width = geobox.shape
+            with WarpedVRT(
+                source,
+                crs=source.crs,
+                transform=geobox.affine,
+                height=int(height),
+                width=int(width),
+                resampling=Resampling.bilinear,
+                tolerance=_TOLERANCE,
+                XSCALE=str(min(1.0, factor / warp.ratio[0])),
+                YSCALE=str(min(1.0, factor / warp.ratio[1])),
+                **validity,
+            ) as dataset:
+                data = dataset.read(list(self.native.bands))
+        outline = np.array([footprint(self.native)], object)
+        mask = burn(outline, np.ones(1, np.uint8), geobox.affine, (int(height), int(width)), fill=0)
+        pixels, valid = self.native.hide_nodata(data, mask)
+        return Pixels(pixels, valid, Window(0, 0, int(height), int(width)))
+
+
+def open_sites(config: TrainConfig) -> tuple[list[Site], list[Site]]:
+    """Open the scenes of a configuration: those to train on, and those to be judged on.
+
+    Raises:
+        SceneError: a scene that cannot be opened, or has other bands than the first.
+        LabelsError: labels or areas that cannot be used with their scene.
+    """
+    training: list[Site] = []
+    judged: list[Site] = []
+    metres = config.data.resolution
+    for entry in config.data.scenes:
+        native, scene = _open(config, entry, metres)
+        metres = metres or min(scene.resolution)
+        held = _area(config, entry.validation, scene)
+        kept = _area(config, entry.train, scene)
+        area = footprint(scene) if kept is None else kept
+        labels = open_labels(config.path(entry.labels), scene, config.data)
+        make = _maker(native, scene, labels)
+        training.append(make(area if held is None else shapely.difference(area, held)))
+        if held is not None:
+            judged.append(make(held))
+    for entry in config.data.validation_scenes:
+        native, scene = _open(config, entry, metres)
+        area = _area(config, entry.validation, scene)
+        labels = open_labels(config.path(entry.labels), scene, config.data)
+        judged.append(_maker(native, scene, labels)(footprint(scene) if area is None else area))
+    _refuse_other_bands([*training, *judged])
+    return training, judged
+
+
+def _open(config: TrainConfig, entry: SceneConfig, metres: float | None) -> tuple[Scene, Scene]:
+    native = open_scene(config.path(entry.image), bands=config.data.bands)
+    return native, native if metres is None else native.at_resolution(metres)
+
+
+def _maker(native: Scene, scene: Scene, labels: Labels) -> Callable[[Any], Site]:
+    factors: tuple[int, ...] = ()
+    if native.warp is None:  # an overview does not carry the control points
+        with gdal_environment(native.path), open_raster(native.path) as dataset:
+            factors = tuple(dataset.overviews(1))
+
+    def make(area: Any) -> Site:
+        return Site(scene, native, factors, labels, np.array([] if area.is_empty else [area], object))
+
+    return make
+
+
+def _area(config: TrainConfig, given: str | tuple[float, float] | None, scene: Scene) -> Any:
+    """Return an area of a configuration as one shape in the scene's CRS, None where none is given."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return shapely.union_all(read_polygons(config.path(given), scene, repair=True)[0])
+    height, width = scene.shape
+    left, right = (share * width for share in given)
+    corners = ((left, 0), (right, 0), (right, height), (left, height))
+    return shapely.Polygon([scene.geobox.affine * xy for xy in corners])
+
+
+def _refuse_other_bands(sites: list[Site]) -> None:
+    first = sites[0].scene
+    for site in sites[1:]:
+        if len(site.scene.bands) != len(first.bands):
+            raise SceneError(
+                f"{site.scene.path} has {len(site.scene.bands)} bands where {first.path} has {len(first.bands)}: "
+                "choose the same ones with data.bands."
+            )
+
+
+def windows_of(site: Site, patch: int) -> list[Window]:
+    """Return the squares of ``patch`` pixels that cover the site's area, row by row."""
+    height, width = site.scene.shape
+    back = ~site.scene.geobox.affine
+    matrix = np.array([[back.a, back.b], [back.d, back.e]])
+    placed = shapely.transform(site.area, lambda xy: xy @ matrix.T + (back.c, back.f))
+    windows = [Window(row, col, patch, patch) for row in range(0, height, patch) for col in range(0, width, patch)]
+    boxes = shapely.box(*np.array([(w.col, w.row, w.col_stop, w.row_stop) for w in windows]).T)
+    meets = np.zeros(len(windows), bool)
+    for shape in placed:
+        meets |= shapely.area(shapely.intersection(boxes, shape)) > 0
+    return [window for window, met in zip(windows, meets, strict=True) if met]

@@ -1,0 +1,178 @@
+"""What a training starts from: a network with its first weights, and the scaling of the bands."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from geoseg import networks
+from geoseg.bundle import Bundle, read_bundle
+from geoseg.errors import BundleError, ConfigError
+from geoseg.normalisation import Normalisation, Statistics
+from geoseg.segmenters.checkpoint_files import read_checkpoint
+from geoseg.segmenters.network import load_tensors
+from geoseg.training.config import NetworkConfig, TrainConfig
+from geoseg.training.site import Site
+
+_ENCODERS = ("encoder", "backbone")
+# Of an encoder's own weights, at least this share must be in a file that is said to hold them.
+_LEAST_FOUND = 0.9
+
+
+def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkConfig, Normalisation | None]:
+    """Return the network, its settings as a bundle will hold them, and the scaling that came with its weights.
+
+    Equal configurations give equal weights; the caller's random numbers are left alone.
+
+    Raises:
+        ConfigError: a name or option is refused, or weights do not fit.
+        BundleError: a file of weights cannot be used.
+    """
+    settings, scaling, bundle = config.network, None, None
+    if settings.start is not None:
+        bundle = read_bundle(config.path(settings.start))
+        settings = _settings_of(bundle, settings, config, bands)
+        record = bundle.description.normalisation
+        scaling = record.build() if record else None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.training.seed)
+        network = networks.create(
+            settings.name,
+            in_channels=bands,
+            num_classes=len(config.data.classes),
+            encoder=settings.encoder,
+            pretrained=settings.pretrained and bundle is None,
+            **settings.options,
+        )
+    if bundle is not None:
+        load_tensors(network, bundle.tensors(), bundle.path)
+    if settings.encoder_weights is not None:
+        path = config.path(settings.encoder_weights)
+        load_encoder(encoder_of(network, settings.name), read_checkpoint(path).tensors, path)
+    return network, settings, scaling
+
+
+def _settings_of(bundle: Bundle, asked: NetworkConfig, config: TrainConfig, bands: int) -> NetworkConfig:
+    description = bundle.description
+    if description.method != "network":
+        raise BundleError(f"{bundle.path} holds no network to train but a {description.method} model.")
+    names, wanted = [item.name for item in description.classes], [item.name for item in config.data.table()]
+    if names != wanted:
+        raise ConfigError(
+            f"{bundle.path} has the classes {', '.join(names)} where data.classes are {', '.join(wanted)}: "
+            "give the same ones in the same order."
+        )
+    if len(description.bands) != bands:
+        raise ConfigError(f"{bundle.path} is for {len(description.bands)} bands where the scenes give {bands}.")
+    told = {key: description.settings.get(key) for key in ("name", "encoder", "options")}
+    return asked.model_copy(update={**told, "options": dict(told["options"] or {})})
+
+
+def encoder_of(network: nn.Module, name: str) -> nn.Module:
+    """Return the part of a network that looks first, and that ImageNet weights are for.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    found = find_encoder(network)
+    if found is None:
+        raise ConfigError(f"network {name} has no encoder: leave out encoder_weights, freeze_steps and encoder_lr.")
+    return found
+
+
+def find_encoder(network: nn.Module) -> nn.Module | None:
+    """Return a network's encoder, None if it has none."""
+    named = sorted(network.named_modules(), key=lambda item: item[0].count("."))
+    return next((module for path, module in named if path.rpartition(".")[2] in _ENCODERS), None)
+
+
+def load_encoder(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], path: str) -> None:
+    """Give an encoder the weights of a file, whatever stands before their names on either side.
+
+    The weights for three bands are averaged where the encoder takes another number, and scaled so that
+    the sum over the bands stays.
+
+    Raises:
+        ConfigError: the file lacks more than a tenth of the encoder's weights.
+    """
+    own = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = max((_named_as(own, tensors, cut) for cut in range(3)), key=lambda each: len(own.keys() & each.keys()))
+    if len(own.keys() & given.keys()) < _LEAST_FOUND * len(own):
+        given = _in_order(own, tensors) or given
+    found = 0
+    with torch.no_grad():
+        for name, value in own.items():
+            weight = given.get(name)
+            if weight is not None and weight.shape != value.shape and value.ndim == 4 and weight.ndim == 4:
+                weight = _for_bands(weight, value.shape[1])
+            if weight is not None and weight.shape == value.shape:
+                value.copy_(weight)
+                found += 1
+    if found < _LEAST_FOUND * len(own):
+        raise ConfigError(
+            f"{path} holds {found} of the {len(own)} weights of the encoder: it belongs to another; "
+            "check network.encoder."
+        )
+
+
+def _named_as(
+    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], cut: int
+) -> dict[str, torch.Tensor]:
+    """Return tensors by names without their first ``cut`` parts, and with the start that most names in ``own`` have."""
+    short = {name.split(".", cut)[-1]: value for name, value in tensors.items() if name.count(".") >= cut}
+    before: Counter[str] = Counter()
+    for name in own:
+        parts = name.split(".")
+        before.update(".".join(parts[:i]) for i in range(len(parts)) if ".".join(parts[i:]) in short)
+    if not before:
+        return {}
+    prefix = before.most_common(1)[0][0]
+    return {f"{prefix}.{name}" if prefix else name: value for name, value in short.items()}
+
+
+def _in_order(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors by the names in ``own``, if they have its shapes one after another under names of their own.
+
+    The first may be for another number of bands, and a classifier may follow.
+    """
+    values = [value for name, value in tensors.items() if not name.endswith("num_batches_tracked")]
+    alike = [value.shape == other.shape for value, other in zip(own.values(), values, strict=False)]
+    if len(values) < len(own) or not all(alike[1:]):
+        return {}
+    return dict(zip(own, values, strict=False))
+
+
+def _for_bands(weight: torch.Tensor, bands: int) -> torch.Tensor:
+    mean = weight.float().mean(1, keepdim=True)
+    return mean.expand(-1, bands, -1, -1) * (weight.shape[1] / bands)
+
+
+def measured_scaling(sites: Sequence[Site]) -> Normalisation:
+    """Return the scaling to mean 0 and deviation 1 over all scenes, each weighted by its pixels.
+
+    Raises:
+        SceneError: a scene without a valid pixel.
+    """
+    found = [site.native.statistics() for site in sites]
+    weights = np.array([math.prod(site.scene.shape) for site in sites], float)
+    weights /= weights.sum()
+    means, deviations = (np.array([getattr(item, name) for item in found]) for name in ("mean", "std"))
+    mean = weights @ means
+    std = np.sqrt(weights @ (deviations**2 + (means - mean) ** 2))
+    low, high = (np.array([getattr(item, name) for item in found]) for name in ("p2", "p98"))
+    pooled = (mean, std, weights @ low, weights @ high)
+    return Normalisation.of(Statistics(*(tuple(float(v) for v in figure) for figure in pooled)))
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Return what two runs must share for one to go on from the other's checkpoint."""
+    record = config.model_dump(mode="json")
+    for name in ("workers", "logs", "checkpoint_every"):
+        del record["training"][name]
+    return json.dumps(record, sort_keys=True)
