@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import urllib.parse
 import warnings
 from collections.abc import Iterator, Sequence
@@ -57,9 +58,24 @@ def _is_subdataset(text: str) -> bool:
     return bool(colon) and len(head) > 1 and head.isupper() and bool(rest)
 
 
+_PLACELESS = threading.RLock()
+
+
 def gdal_environment(path: str) -> rasterio.Env:
     """Return the GDAL settings under which ``path`` is read."""
     return rasterio.Env(**_GDAL, **(_GDAL_REMOTE if is_remote(path) else {}))
+
+
+@contextmanager
+def placeless() -> Iterator[None]:
+    """Let rasters without a place on the Earth be opened and burnt inside the block without a warning.
+
+    Python's filters of warnings belong to the process, so threads that set them aside at a time undo each other: one
+    thread is inside at a time.
+    """
+    with _PLACELESS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def open_raster(path: str, **options: Any) -> rasterio.DatasetReader:
@@ -74,8 +90,7 @@ def open_raster(path: str, **options: Any) -> rasterio.DatasetReader:
         if not os.access(path, os.R_OK):
             raise SceneError(f"{path} cannot be read: check its permissions.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with placeless():
             dataset = rasterio.open(path, **options)
     except RasterioIOError as error:
         raise SceneError(

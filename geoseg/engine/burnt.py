@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rasterio.features import rasterize
 
 from geoseg.grid import Window
+from geoseg.source import placeless
 
 # Polygons are burnt in squares that belong to the grid, so that rounding cannot depend on the window; some are kept.
 _SQUARE = 512
@@ -66,12 +67,13 @@ class BurntPolygons:
         which = np.sort(self._tree.query(area))
         if len(which) == 0:
             return np.full(square.shape, self._outside, np.uint8)
-        burnt: NDArray[np.uint8] = rasterize(
-            zip(self._geometry[which], self._values[which].tolist(), strict=True),
-            out_shape=square.shape,
-            transform=Affine.translation(square.col, square.row),
-            fill=self._outside,
-            all_touched=self._all_touched,
-            dtype="uint8",
-        )
+        with placeless():
+            burnt: NDArray[np.uint8] = rasterize(
+                zip(self._geometry[which], self._values[which].tolist(), strict=True),
+                out_shape=square.shape,
+                transform=Affine.translation(square.col, square.row),
+                fill=self._outside,
+                all_touched=self._all_touched,
+                dtype="uint8",
+            )
         return burnt

@@ -22,6 +22,7 @@ from geoseg.geodesy import pixel_size
 from geoseg.grid import Window, blend_weights
 from geoseg.scene import Pixels, Scene
 from geoseg.segmenters.interface import Tiles
+from geoseg.source import placeless
 
 T = TypeVar("T")
 _READ_AHEAD = 2
@@ -104,7 +105,8 @@ def _wanted(plan: Plan, window: Window) -> NDArray[np.bool_]:
     shape = shapely.from_wkb(plan.aoi)
     if not shapely.intersects(shape, shapely.Polygon([transform * xy for xy in _corners(window)])):
         return np.zeros(window.shape, bool)
-    return rasterio.features.geometry_mask([shape], window.shape, transform, invert=True)
+    with placeless():
+        return rasterio.features.geometry_mask([shape], window.shape, transform, invert=True)
 
 
 def _corners(window: Window) -> list[tuple[int, int]]:

@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from geoseg.errors import OutputError, RunError
 from geoseg.grid import ChunkGrid
+from geoseg.source import placeless
 
 _RECORD = "run.json"
 _LOCK = "lock"
@@ -161,12 +160,10 @@ def _tiff(layers: NDArray[Any], **options: int) -> bytes:
     """Return layers (L, H, W) as a GeoTIFF."""
     count, height, width = layers.shape
     profile = {"driver": "GTiff", "dtype": layers.dtype.name, "count": count, "height": height, "width": width}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with MemoryFile() as memory:
-            with memory.open(**profile, compress="deflate", zlevel=1, interleave="band", **options) as file:
-                file.write(layers)
-            return bytes(memory.getbuffer())
+    with placeless(), MemoryFile() as memory:
+        with memory.open(**profile, compress="deflate", zlevel=1, interleave="band", **options) as file:
+            file.write(layers)
+        return bytes(memory.getbuffer())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

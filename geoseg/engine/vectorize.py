@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from geoseg.classes import Classes, default_color
 from geoseg.engine.selection import Selection
 from geoseg.geodesy import ground_lengths, pixel_size
-from geoseg.source import gdal_environment, open_raster, refuse_truncated, resolve
+from geoseg.source import gdal_environment, open_raster, placeless, refuse_truncated, resolve
 
 if TYPE_CHECKING:
     from geoseg.engine.run import Progress
@@ -224,16 +223,13 @@ def vectorize(
 
 def _classes_of(raster: LabelRaster, value_names: str | os.PathLike[str] | None) -> Classes:
     """Return what the values of a raster mean: by a file, by what it says of itself, or one class a value."""
-    from rasterio.errors import NotGeoreferencedWarning
-
     from geoseg.outputs.cog import read_classes
     from geoseg.vector.value_names import read_value_names
     from geoseg.vector.vectorize import distinct_values
 
     if value_names is not None:
         return read_value_names(value_names, raster.nodata)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with placeless():
         # Names are kept for the first band only.
         classes = read_classes(raster.path) if raster.band == 1 else None
     if classes is not None:

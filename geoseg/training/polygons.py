@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,11 @@ from rasterio.features import rasterize
 from geoseg.errors import GeosegWarning, LabelsError, one_line, unknown_name
 from geoseg.geodesy import pixel_size, projection
 from geoseg.scene import Scene
+from geoseg.source import placeless
 
 if TYPE_CHECKING:
     import geopandas
 
-# Rasterio silences a warning of its own while it burns, in a way that threads undo for one another.
-_ONE_AT_A_TIME = threading.Lock()
 _POLYGONS = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
@@ -87,7 +85,7 @@ def burn(
     if len(shapes) == 0:
         return np.full(shape, fill, np.uint8)
     pairs = list(zip(shapes, values.tolist(), strict=True))
-    with _ONE_AT_A_TIME:
+    with placeless():
         return rasterize(pairs, out_shape=shape, transform=affine, fill=fill, dtype="uint8", all_touched=all_touched)
 
 
