@@ -15,9 +15,9 @@ from geoseg_cli.report import say_report
 @click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Local worker processes.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def command(folder: str, workers: int, quiet: bool) -> None:
-    """Segment the sample scene (houses in Banepa, Nepal) without a model, and write everything to FOLDER.
+    """Find the buildings in the sample scene (Banepa, Nepal) with the model that ships, and write all to FOLDER.
 
-    Open FOLDER/segments.qlr in QGIS: polygons, labels and confidence come up with names and colours.
+    Open FOLDER/buildings.qlr in QGIS: polygons, labels and confidence come up with names and colours.
 
     \b
     Example:
@@ -27,20 +27,19 @@ def command(folder: str, workers: int, quiet: bool) -> None:
     from geoseg.data import sample_scene
     from geoseg.engine.allocator import keep_freed_memory
     from geoseg.outputs.preview import write_preview
-    from geoseg.segmenters.clustering_fit import ClusteringSettings
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     with shown(quiet) as progress:
-        report = geoseg.cluster(
+        report = geoseg.predict(
             sample_scene(),
-            place / "segments.gpkg",
-            settings=ClusteringSettings(target_segments=6),
+            place / "buildings.gpkg",
             labels=str(place / "labels.tif"),
             confidence=str(place / "confidence.tif"),
-            save_model=place / "segments.safetensors",
-            min_area=2.0,
+            min_area=5.0,
+            fill_holes=5.0,
+            simplify=0.3,
             workers=workers,
             overwrite=True,
             fresh=True,

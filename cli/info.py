@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -36,13 +37,20 @@ def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: floa
     if tiling is not None:
         _tiling(path, tiling, crop, bound, as_json)
         return
-    record = _model(path) if path.lower().endswith(".safetensors") else _scene(path)
+    record = _model(path) if _is_model(path) else _scene(path)
     if as_json:
         click.echo(json.dumps(record, indent=2))
         return
     width = max(len(key) for key in record)
     for key, value in record.items():
         click.echo(f"{key:<{width}}  {_told(value)}")
+
+
+def _is_model(path: str) -> bool:
+    """Whether PATH is a bundle's file or, where no file is called so, the name of one that ships with the package."""
+    from geoseg.segmenters.loading import shipped
+
+    return path.lower().endswith(".safetensors") or (path in shipped() and not os.path.exists(path))
 
 
 def _scene(path: str) -> dict[str, Any]:
@@ -73,8 +81,9 @@ def _scene(path: str) -> dict[str, Any]:
 
 def _model(path: str) -> dict[str, Any]:
     from geoseg.bundle import read_bundle
+    from geoseg.segmenters.loading import resolve_bundle
 
-    bundle = read_bundle(path)
+    bundle = read_bundle(resolve_bundle(path))
     description = bundle.description
     classes = [f"{c.id} {c.name} {c.color}{' (background)' if c.background else ''}" for c in description.class_table()]
     return {
@@ -90,6 +99,7 @@ def _model(path: str) -> dict[str, Any]:
         "tiles exact": "yes" if description.tile_exact else "no",
         "tiling": _measured(description.tiling),
         "licence": description.licence,
+        **description.card,
         "training": description.training or "none",
         "sha256": bundle.digest,
     }

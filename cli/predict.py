@@ -8,7 +8,7 @@ import click
 
 from geoseg_cli.options import run_options
 from geoseg_cli.progress import shown
-from geoseg_cli.report import say_report
+from geoseg_cli.report import say_note, say_report
 
 
 @click.command("predict")
@@ -18,10 +18,8 @@ from geoseg_cli.report import say_report
     "-m",
     "--model",
     multiple=True,
-    default=("buildings",),
-    show_default=False,
     metavar="MODEL",
-    help="Path, URL or name of a bundle; several make an ensemble [default: buildings].",
+    help="Path, URL or name of a bundle; several make an ensemble [default: buildings, which ships with geoseg].",
 )
 @run_options
 def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
@@ -32,12 +30,16 @@ def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options
 
     \b
     Example:
+      geoseg predict scene.tif buildings.geojson
       geoseg predict scene.tif roofs.gpkg -m model.safetensors --labels roofs.tif --min-area 10
     """
     import geoseg
     from geoseg.engine.allocator import keep_freed_memory
 
     keep_freed_memory()
+    if not model:
+        model = ("buildings",)
+        say_note("no model was given: this is `buildings`, which ships with geoseg (`geoseg info buildings`).")
     with shown(quiet) as progress:
         report = geoseg.predict(scene, out, list(model), progress=progress, **options)
     say_report(report)

@@ -100,6 +100,7 @@ class Description(BaseModel):
         tiling: how that was measured; None in bundles from before it was.
         licence: SPDX name or sentence for the weights.
         training: figures of the training; empty for an untrained bundle.
+        card: what a user should know before relying on it, by heading: data, attribution, figures, limits.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -118,6 +119,7 @@ class Description(BaseModel):
     tiling: TilingRecord | None = None
     licence: str = "not stated"
     training: dict[str, Any] = Field(default_factory=dict)
+    card: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Description:

@@ -38,6 +38,7 @@ def describe(
     normalisation: NormalisationRecord | None = None,
     licence: str = "not stated",
     training: Mapping[str, Any] | None = None,
+    card: Mapping[str, str] | None = None,
 ) -> Description:
     """Return the description of a network's bundle, its stride, halo and tile measured on the network as it is.
 
@@ -59,6 +60,7 @@ def describe(
         normalisation: scaling of the bands, None to measure it on each scene.
         licence: of the weights.
         training: figures of the training.
+        card: what a user should know of the model, by heading.
 
     Raises:
         ConfigError: a name, option or size is refused.
@@ -83,6 +85,7 @@ def describe(
         tiling=_record(measured, None if halo != "auto" else bound),
         licence=licence,
         training=dict(training or {}),
+        card=dict(card or {}),
     )
 
 

@@ -79,8 +79,6 @@ def resolve_bundle(path: str | os.PathLike[str]) -> str:
     ways = (
         "give the path or URL of a bundle, make one with `geoseg init`, or segment without a model (`geoseg cluster`)"
     )
-    if not known:
-        raise BundleError(f"there is no file {name!r}, and no model ships with this version of geoseg: {ways}.")
     raise BundleError(f"{unknown_name('shipped model', name, known)} Or {ways}.")
 
 

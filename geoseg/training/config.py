@@ -244,7 +244,14 @@ class LoopConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """All of a training run.  ``loss`` is a sum of named losses such as ``ce+0.5*aaf``; ``licence`` of the weights."""
+    """All of a training run.
+
+    Attributes:
+        loss: a sum of named losses such as ``ce+0.5*aaf``.
+        licence: of the weights.
+        card: what a user should know of the model, by heading, such as ``data`` and ``limits``; kept in the bundle.
+        weights: number format that the bundle keeps them in; ``float16`` halves the file and rounds to three digits.
+    """
 
     data: DataConfig
     network: NetworkConfig = Field(default_factory=NetworkConfig)
@@ -254,6 +261,8 @@ class TrainConfig(_Section):
     mixing: MixConfig = Field(default_factory=MixConfig)
     training: LoopConfig = Field(default_factory=LoopConfig)
     licence: str = "not stated"
+    card: dict[str, str] = Field(default_factory=dict)
+    weights: Literal["float32", "float16"] = "float32"
 
     def path(self, name: str) -> str:
         """Return a path of the configuration as the program opens it."""
@@ -263,7 +272,7 @@ class TrainConfig(_Section):
 
     def record(self) -> dict[str, Any]:
         """Return what a bundle keeps: all that made it, of files the names alone, for their folders are the maker's."""
-        kept = self.model_dump(mode="json")
+        kept = self.model_dump(mode="json", exclude={"card"})
         del kept["data"]["folder"], kept["training"]["logs"], kept["training"]["workers"]
         for entry in (*kept["data"]["scenes"], *kept["data"]["validation_scenes"]):
             entry.update({key: Path(value).name for key, value in entry.items() if isinstance(value, str)})

@@ -21,6 +21,8 @@ from geoseg.training.config import LoopConfig, TrainConfig, check, read_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from numpy.typing import NDArray
+    from torch import nn
 
     from geoseg.normalisation import Normalisation
     from geoseg.training.config import NetworkConfig
@@ -257,10 +259,10 @@ class _Run:
         """Write the bundle."""
         from geoseg.bundle import NormalisationRecord, write_bundle
         from geoseg.segmenters.describing import describe
-        from geoseg.segmenters.network import tensors_of
 
         config, scene = self.config, self.sites[0].scene
         network = self.module.judged.cpu().float().eval()
+        tensors = _rounded(network, config.weights)
         settings: NetworkConfig = self.settings
         record: dict[str, Any] = {"config": config.record(), "steps": self.steps, "loss": self.module.trained_loss}
         if self.figures:
@@ -276,8 +278,23 @@ class _Run:
             normalisation=NormalisationRecord(**self.scaling.as_dict()),
             licence=config.licence,
             training=record,
+            card=config.card,
         )
-        write_bundle(self.target, description, tensors_of(network), overwrite=overwrite)
+        write_bundle(self.target, description, tensors, overwrite=overwrite)
+
+
+def _rounded(network: nn.Module, kind: str) -> dict[str, NDArray[Any]]:
+    """Return the weights in the format of the bundle, and round the network's own to them: that is what is measured."""
+    import numpy as np
+
+    from geoseg.segmenters.network import load_tensors, tensors_of
+
+    tensors = {
+        name: value.astype(kind) if np.issubdtype(value.dtype, np.floating) else value
+        for name, value in tensors_of(network).items()
+    }
+    load_tensors(network, tensors, "the trained network")
+    return tensors
 
 
 def _accelerator(loop: LoopConfig) -> str:

@@ -56,7 +56,7 @@ class TrainingModule(pl.LightningModule):
         where: Callable[[list[int]], str],
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = network.to(memory_format=torch.channels_last)
         self.loss = loss
         self.average = copy.deepcopy(network).requires_grad_(False) if config.training.average else None
         self._encoder = [encoder]  # in a list, so that it is not registered twice
@@ -90,6 +90,7 @@ class TrainingModule(pl.LightningModule):
         if self.trainer.training:
             seed = hash_of(self._loop.seed, int(batch["numbers"][0]))
             pixels = vary(pixels, batch["valid"], self._config.augment, seed)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         return {**batch, "pixels": pixels, "labels": batch["labels"].long()}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

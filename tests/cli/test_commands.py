@@ -373,9 +373,10 @@ def test_quiet_shows_no_progress(run: Run, tmp_path: Path, town: Path, made: Pat
 def test_the_demo_makes_all_its_files(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     folder.mkdir()
-    (folder / "segments.gpkg").write_text("of another day, to be replaced")
+    (folder / "buildings.gpkg").write_text("of another day, to be replaced")
     said = run("demo", folder)
     names = sorted(p.name for p in folder.iterdir() if p.suffix not in {".xml", ".qml"})
     assert names == sorted(Path(line).name for line in said.out)
-    assert {"segments.gpkg", "segments.qlr", "labels.tif", "confidence.tif", "preview.png"} <= set(names)
-    assert len(_read(folder / "segments.gpkg")) > 10
+    assert {"buildings.gpkg", "buildings.qlr", "labels.tif", "confidence.tif", "preview.png"} <= set(names)
+    assert set(_read(folder / "buildings.gpkg")["class_name"]) == {"building"}
+    assert len(_read(folder / "buildings.gpkg")) > 100

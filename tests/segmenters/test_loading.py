@@ -136,8 +136,8 @@ def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
 
 
 def test_a_name_that_does_not_ship_says_what_to_do():
-    with pytest.raises(BundleError, match=r"no model ships with this version.*geoseg init.*geoseg cluster"):
-        load("buildings")
+    with pytest.raises(BundleError, match=r"'roads'.*buildings.*geoseg init.*geoseg cluster"):
+        load("roads")
 
 
 def test_a_shipped_name_gives_its_bundle(bundle, monkeypatch, tmp_path):
