@@ -124,6 +124,7 @@ class _Block:
     first_pixel: NDArray[np.int64]
     parts: NDArray[np.int64]
     raster_width: int
+    sides: tuple[NDArray[np.int32], ...]
 
     @property
     def stride(self) -> int:
@@ -192,12 +193,11 @@ class _Round:
         window = self._windows[number]
         rows, cols = slice(window.row, window.row_stop), slice(window.col, window.col_stop)
         codes = np.array(self._labels.labels[rows, cols])
-        regions, first, _, _ = labelling.label_regions(codes, _NO_CODE if self._hole else NOTHING)
-        stride = window.width + 2
-        row, col = np.divmod(first.astype(np.int64), stride)
-        name = (row - 1 + window.row) * self._width + col - 1 + window.col
-        parts = _parts_by_region(regions, stride, window.row, window.col, self._areas.parts, CELL, len(first))
-        return _Block(window, codes, regions, name, parts, self._width)
+        found = labelling.label_regions(codes, _NO_CODE if self._hole else NOTHING)
+        regions, name = found.framed(), found.first_pixels(window, self._width)
+        place = (window.row, window.col)
+        parts = _parts_by_region(regions, window.width + 2, *place, self._areas.parts, CELL, len(name))
+        return _Block(window, codes, regions, name, parts, self._width, found.sides())
 
     def _learn_borders(self) -> None:
         """Find out which regions are one across seams, and how large those are that touch one."""
@@ -205,8 +205,7 @@ class _Round:
         parts, codes = [], []
         for number in range(len(self._windows)):
             block = self._block(number)
-            inner = block.regions.reshape(-1, block.stride)[1:-1, 1:-1]
-            self._seams.add(self._place(number), Border.of(inner, block.codes, block.first_pixel))
+            self._seams.add(self._place(number), Border.of(block.sides, block.codes, block.first_pixel))
             numbers = self._seams.numbers(self._place(number))
             parts.append(block.parts[numbers])
             codes.append(_codes_of(block)[numbers])

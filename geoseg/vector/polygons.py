@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from geoseg.errors import LabelsError
 from geoseg.grid import Window
-from geoseg.vector import labelling, topology
+from geoseg.vector import labelling
 from geoseg.vector.pixel_polygons import PixelPolygons
-from geoseg.vector.seams import Border, Open, Seams
+from geoseg.vector.seams import Border, Seams
 from geoseg.vector.stitch import Pieces, Stitcher
+from geoseg.vector.tracing import Columns, Labelled, traced
 
 # The label of pixels that belong to no polygon; class ids end below it.
 NOTHING = 255
 # The confidence of pixels that have none.
 UNKNOWN = 65535
-# Region maps of the first pass are kept for the second while they are no larger than this, all together.
+# Blocks of the first pass are kept for the second while they are no larger than this, all together.
 _KEPT_BYTES = 96 * 2**20
 
 Progress = Callable[[int, int], None]
@@ -142,33 +143,6 @@ def _in_order(
             future.cancel()
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    """The regions of one block: see :func:`geoseg.vector.labelling.label_regions`."""
-
-    window: Window
-    codes: NDArray[np.uint8]
-    confidence: NDArray[np.uint16] | None
-    regions: NDArray[np.int32]
-    first: NDArray[np.int32]
-    pixels: NDArray[np.int64]
-    runs: NDArray[np.int32]
-    groups: NDArray[np.int32] | None
-
-    @property
-    def stride(self) -> int:
-        return self.window.width + 2
-
-    def inner(self) -> NDArray[np.int32]:
-        """The region map without its frame, (h, w)."""
-        return self.regions.reshape(-1, self.stride)[1:-1, 1:-1]
-
-    def first_pixels(self, raster_width: int) -> NDArray[np.int64]:
-        """Each region's first pixel in the raster."""
-        row, col = np.divmod(self.first.astype(np.int64), self.stride)
-        return (row - 1 + self.window.row) * raster_width + col - 1 + self.window.col
-
-
 class _Work:
     """The two looks at each block, and what is known between them."""
 
@@ -192,21 +166,21 @@ class _Work:
         lattice = (len(rows) - 1, len(cols) - 1)
         self.seams = Seams(lattice, corners=False)
         self._group_seams = Seams(lattice, corners=True) if self._corners else None
-        self._kept: dict[tuple[int, int], _Labelled] = {}
+        self._kept: dict[tuple[int, int], Labelled] = {}
         self._kept_bytes = 0
 
-    def survey(self, block: tuple[int, int]) -> tuple[Border, Border | None, _Labelled] | None:
+    def survey(self, block: tuple[int, int]) -> tuple[Border, Border | None, Labelled] | None:
         """Take the first look."""
         labelled = self._label(block)
         if labelled is None:
             return None
-        inner, first = labelled.inner(), labelled.first_pixels(self._source.cuts[1][-1])
+        sides, first = labelled.regions.sides(), labelled.first_pixel
         groups = None
         if labelled.groups is not None:
-            groups = Border.of(labelled.groups[inner], labelled.codes, first)
-        return Border.of(inner, labelled.codes, first), groups, labelled
+            groups = Border.of([labelled.groups[side] for side in sides], labelled.codes, first)
+        return Border.of(sides, labelled.codes, first), groups, labelled
 
-    def learn(self, block: tuple[int, int], surveyed: tuple[Border, Border | None, _Labelled] | None) -> None:
+    def learn(self, block: tuple[int, int], surveyed: tuple[Border, Border | None, Labelled] | None) -> None:
         """Take in what a first look saw, in the order of the blocks."""
         if surveyed is None:
             return
@@ -214,9 +188,9 @@ class _Work:
         self.seams.add(block, border)
         if self._group_seams is not None and groups is not None:
             self._group_seams.add(block, groups)
-        if self._kept_bytes + labelled.regions.nbytes <= _KEPT_BYTES:
+        if self._kept_bytes + labelled.nbytes <= _KEPT_BYTES:
             self._kept[block] = labelled
-            self._kept_bytes += labelled.regions.nbytes
+            self._kept_bytes += labelled.nbytes
 
     def close(self) -> None:
         """Join what touches across seams; second looks may start."""
@@ -232,16 +206,17 @@ class _Work:
         raster_width = self._source.cuts[1][-1]
         open_ = self.seams.of(block)
         open_features = open_ if self._group_seams is None else self._group_seams.of(block)
-        feature = labelled.first_pixels(raster_width)
+        feature = labelled.first_pixel.copy()
         feature[open_features.numbers] = open_features.first_pixel
         if labelled.groups is not None:
             feature = feature[labelled.groups]
         if self._observe is not None:
-            self._observe(labelled.window, labelled.inner(), feature)
-        finished, pieces = _traced(labelled, open_, feature, raster_width)
+            inner = labelled.regions.framed().reshape(-1, labelled.window.width + 2)[1:-1, 1:-1]
+            self._observe(labelled.window, inner, feature)
+        finished, pieces = traced(labelled, open_, _columns(labelled, feature), raster_width)
         return self.finish(finished) if len(finished) else finished, pieces
 
-    def _label(self, block: tuple[int, int]) -> _Labelled | None:
+    def _label(self, block: tuple[int, int]) -> Labelled | None:
         rows, cols = self._source.cuts
         row, col = block
         window = Window(rows[row], cols[col], rows[row + 1] - rows[row], cols[col + 1] - cols[col])
@@ -251,115 +226,18 @@ class _Work:
         for array in (given.labels, given.confidence):
             if array is not None and array.shape != window.shape:
                 raise LabelsError(f"the block at {window} has arrays of shape {array.shape}, not {window.shape}.")
-        codes = given.labels if self._plain else self._lut[given.labels]
-        regions, first, pixels, runs = labelling.label_regions(np.ascontiguousarray(codes), NOTHING)
-        groups = None
-        if self._corners:
-            groups = np.arange(len(first), dtype=np.int32)
-            labelling.join_corners(regions, window.width + 2, codes, groups)
-        return _Labelled(window, codes, given.confidence, regions, first, pixels, runs, groups)
+        codes = np.ascontiguousarray(given.labels) if self._plain else self._lut[given.labels]
+        regions = labelling.label_regions(codes, NOTHING)
+        groups = regions.joined_corners(codes) if self._corners else None
+        first = regions.first_pixels(window, cols[-1])
+        return Labelled(window, codes, given.confidence, regions, first, groups)
 
 
-def _traced(
-    block: _Labelled, open_: Open, feature: NDArray[np.int64], raster_width: int
-) -> tuple[PixelPolygons, Pieces]:
-    """Walk the rings of a block whose open regions are known."""
-    regions, representative = _with_frame(block, open_)
-    stride, count = block.stride, len(block.first)
-    marks = topology.framed_marks(regions, stride)
-    chains = topology.trace_chains(regions, stride, marks)
-    vertices, starts, owners, holes = topology.trace_rings(regions, stride, marks, block.runs)
-    codes = block.codes.reshape(-1)
-    row, col = np.divmod(block.first[1:], stride)
-    class_id = np.zeros(count, np.int64)
-    class_id[1:] = codes[(row - 1) * block.window.width + col - 1]
-    sums = known = np.zeros(count, np.int64)
-    if block.confidence is not None:
-        sums, known = labelling.sums_by_region(block.regions, stride, block.confidence, UNKNOWN, count)
-    columns = (feature, class_id, block.pixels, sums, known)
-
-    is_open = np.zeros(count, bool)
-    is_open[open_.numbers] = True
-    rings = topology.grouped_rings(owners, is_open)
-    place = (block.window.row, block.window.col)
-    corners, ring_starts = topology.corners_of(vertices, starts, rings, stride, *place, True)
-    shells = np.flatnonzero(~holes[rings])
-    numbers = owners[rings[shells]]
-    first = corners[ring_starts[shells]]
-    finished = PixelPolygons(
-        corners,
-        ring_starts,
-        np.append(shells, len(rings)).astype(np.int64),
-        first[:, 1].astype(np.int64) * raster_width + first[:, 0],
-        *(column[numbers] for column in columns),
-    )
-
-    key_of = np.full(count, -1, np.int64)
-    key_of[representative] = open_.keys
-    rest = np.flatnonzero(is_open[owners])
-    ring_corners, ring_offsets = topology.corners_of(vertices, starts, rest, stride, *place, False)
-    chain_vertices, chain_starts, chain_owners, heads, tails = chains
-    every = np.arange(len(chain_owners))
-    chain_corners, chain_offsets = topology.corners_of(chain_vertices, chain_starts, every, stride, *place, False)
-    closed = np.full(len(rest), -1, np.int64)
-    region_keys, sums_of = _by_key(open_, columns)
-    return finished, Pieces(
-        np.concatenate([ring_corners, chain_corners]),
-        np.concatenate([ring_offsets, ring_offsets[-1] + chain_offsets[1:]]),
-        key_of[np.concatenate([owners[rest], chain_owners])],
-        np.concatenate([closed, _in_raster(heads, stride, place, raster_width)]),
-        np.concatenate([closed, _in_raster(tails, stride, place, raster_width)]),
-        region_keys,
-        *sums_of,
-    )
-
-
-def _with_frame(block: _Labelled, open_: Open) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the region map with one number for what is one region, and with the neighbours' regions in its frame.
-
-    Beside it, the number that each of ``open_.numbers`` now goes by.
-    """
-    count = len(block.first)
-    keys, first, inverse = np.unique(open_.keys, return_index=True, return_inverse=True)
-    representative = open_.numbers[first][inverse]
+def _columns(block: Labelled, feature: NDArray[np.int64]) -> Columns:
+    """Return what is known of the regions of a block, by number: the columns of polygons from ``feature`` on."""
     regions = block.regions
-    if len(keys) < len(open_.keys):
-        table = np.arange(count, dtype=np.int32)
-        table[open_.numbers] = representative
-        labelling.renumber(regions, block.stride, block.runs, table)
-    frame = np.concatenate(open_.frame)
-    around, position = np.unique(frame, return_inverse=True)
-    numbers = count + np.arange(len(around))
-    where = np.searchsorted(keys, around)
-    here = np.flatnonzero(where < len(keys))
-    here = here[keys[where[here]] == around[here]]
-    numbers[here] = open_.numbers[first][where[here]]
-    numbers[around < 0] = 0
-    framed = numbers[position].astype(np.int32)
-    grid = regions.reshape(-1, block.stride)
-    width, height = block.stride, block.window.height
-    grid[0], grid[-1] = framed[:width], framed[width : 2 * width]
-    grid[1:-1, 0], grid[1:-1, -1] = framed[2 * width : 2 * width + height], framed[2 * width + height :]
-    return regions, representative
-
-
-def _by_key(
-    open_: Open, columns: tuple[NDArray[np.int64], ...]
-) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
-    """Return the keys of the open regions, each once, and what the block knows of each of them."""
-    feature, class_id, *counts = columns
-    keys, first, inverse = np.unique(open_.keys, return_index=True, return_inverse=True)
-    sums = []
-    for column in counts:
-        total = np.zeros(len(keys), np.int64)
-        np.add.at(total, inverse, column[open_.numbers])
-        sums.append(total)
-    one = open_.numbers[first]
-    return keys, (feature[one], class_id[one], *sums)
-
-
-def _in_raster(cracks: NDArray[np.int32], stride: int, place: tuple[int, int], raster_width: int) -> NDArray[np.int64]:
-    """Return the cracks of a block's region map as numbers that hold for the whole raster."""
-    pixel, heading = np.divmod(cracks.astype(np.int64), 4)
-    row, col = np.divmod(pixel, stride)
-    return ((row - 1 + place[0]) * raster_width + col - 1 + place[1]) * 4 + heading
+    class_id = block.codes.reshape(-1)[regions.first].astype(np.int64)
+    sums = known = np.zeros(len(class_id), np.int64)
+    if block.confidence is not None:
+        sums, known = regions.sums(block.confidence, UNKNOWN)
+    return feature, class_id, regions.pixels, sums, known

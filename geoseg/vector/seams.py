@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -30,13 +30,10 @@ class Border:
     first_pixel: NDArray[np.int64]
 
     @classmethod
-    def of(cls, numbers: NDArray[np.int32], codes: NDArray[np.uint8], first_pixel: NDArray[np.int64]) -> Border:
-        """Return the border of a block with these numbers and codes, both (h, w)."""
-        return cls(tuple(map(np.copy, _sides(numbers))), tuple(map(np.copy, _sides(codes))), first_pixel)
-
-
-def _sides(array: NDArray[np.generic]) -> tuple[NDArray[np.generic], ...]:
-    return array[0], array[-1], array[:, 0], array[:, -1]
+    def of(cls, sides: Iterable[NDArray[np.int32]], codes: NDArray[np.uint8], first_pixel: NDArray[np.int64]) -> Border:
+        """Return the border of a block with these numbers along its sides, and with these codes (h, w)."""
+        ends = (codes[0], codes[-1], codes[:, 0], codes[:, -1])
+        return cls(tuple(sides), tuple(map(np.copy, ends)), first_pixel)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,9 @@
-"""The rings around regions, walked in compiled loops over the region map of one block.
+"""The rings around regions, walked in compiled loops over the lattice of corners of one block.
 
-Rings are walked along the cracks between pixels with the region on the left.  A crack is a pixel and a heading (0 east,
-1 south, 2 west, 3 north), and exactly one crack follows another:
-
-- on to the pixel ahead and to the right where that belongs to the region (a right turn),
-- else on to the pixel ahead (straight on),
-- else round the same pixel (a left turn).
-
-Looking to the right first makes a ring go over where two pixels of one region touch in a corner, so a ring never
-touches itself: what is enclosed there becomes a hole that touches its shell in a point.  A ring keeps a vertex at every
-turn and at every *node*, a corner on a straight stretch at which the neighbour changes; neighbours then share all
-vertices.
+See :mod:`geoseg.vector.lattice` for how a walk goes on at a corner.  Walks write corners as column and row in the
+raster.  A region that lies in one block has one shell, which starts at its first pixel, so nothing has to be searched
+for.  Where a walk could turn from north to east, and neither a shell nor a chain has done so, there is the ring of a
+hole; looked for row by row, it is found at its first corner.
 """
 
 from __future__ import annotations
@@ -20,231 +13,261 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-# Bits of the marks on a pixel: its top crack and its bottom crack have been walked; it stands in the frame.
-_TOP, _BOTTOM, _FRAME = 1, 2, 4
+from geoseg.vector.lattice import (
+    ACROSS,
+    DOWN,
+    EDGE,
+    HEADING,
+    INTO,
+    MEETING,
+    NORTH_TO_EAST,
+    NORTHWARD,
+    SHIFT,
+    TURNS,
+    VERTEX,
+    WALKED,
+)
+
+# From a corner to the pixel on the left of the crack that leaves it, and of the crack that comes in, by heading.
+_LEAVING = ((0, -1), (0, 0), (-1, 0), (-1, -1))
+_COMING = ((-1, -1), (0, -1), (0, 0), (-1, 0))
+
+
+def room_for(runs: int, height: int, width: int) -> int:
+    """Return the largest number of vertices that all walks of a block can come to.
+
+    A corner with a vertex has a crack to the north or the south, and one vertex for each of its cracks at most: three
+    for each end of a crack between two pixels of a row.  Corners that have one in the frame only come on top, and the
+    first corner of each ring a second time; twice as many rings as runs there cannot be.
+    """
+    return 6 * (runs + height) + 8 * (width + 1) + 2 * runs + 8
 
 
 @njit(cache=True, nogil=True)
-def _grown(array: Any) -> Any:
-    """Return a copy with room for as much again behind it."""
-    grown = np.empty((2 * len(array), *array.shape[1:]), array.dtype)
-    grown[: len(array)] = array
-    return grown
+def _ring(lattice: Any, col: int, row: int, index: int, vertices: Any, used: int) -> int:
+    """Walk a ring from a corner back to it, and mark where it turns from north to east.
 
-
-@njit(cache=True, nogil=True, inline="always")
-def _follow(regions: Any, marks: Any, vertices: Any, used: int, pixel: int, ahead: int, right: int, chain: bool) -> Any:
-    """Walk from a crack until it comes again, or, on a chain, until the next pixel stands in the frame.
-
-    ``ahead`` and ``right`` are the steps from a pixel to the one ahead of it and to its right.  Pixels are marked where
-    their top crack ends or their bottom crack begins with a turn: that is where rings are looked for.
+    Args:
+        lattice: of the block.
+        col: the corner's column in the block; the ring turns there.
+        row: its row.
+        index: that of a turn into the ring's first crack.
+        vertices: (V, 2) int32.
+        used: how many of them there are.
 
     Returns:
-        The vertices (perhaps moved to a larger array), how many there are, and the crack that comes next: its pixel and
-        the step ahead.
+        How many there are now; the first corner is repeated at the end.
     """
-    own = regions[pixel]
-    first_pixel, first_ahead = pixel, ahead
-    # From a pixel to the one whose top left corner is the corner ahead and to the right.
-    middle = 1 + max(abs(ahead), abs(right))
+    corners, jumps = lattice.corners, lattice.jumps
+    # Unsigned all through: no index counts from the end, and the next corner's byte is on its way sooner.
+    count = np.uint64(used) + np.uint64(1)
+    first = corner = np.uint64(row * (lattice.width + 1) + col)
+    at = np.uint64(index)
+    turn = np.uint64(TURNS[at])
+    x, y = lattice.col + col, lattice.row + row
+    vertices[used, 0], vertices[used, 1] = x, y
     while True:
-        if used == len(vertices):
-            vertices = _grown(vertices)
-        beyond = regions[pixel + ahead + right]
-        if beyond == own:
-            vertices[used] = pixel + ((ahead + right + middle) >> 1)
-            used += 1
-            if ahead == -1:
-                marks[pixel] |= _TOP
-            pixel += ahead + right
-            if right == 1:
-                marks[pixel] |= _BOTTOM
-            ahead, right = right, -ahead
-        elif regions[pixel + ahead] == own:
-            if beyond != regions[pixel + right]:
-                vertices[used] = pixel + ((ahead + right + middle) >> 1)
-                used += 1
-            pixel += ahead
-        else:
-            vertices[used] = pixel + ((ahead + right + middle) >> 1)
-            used += 1
-            if ahead == -1:
-                marks[pixel] |= _TOP
-            ahead, right = -right, ahead
-        if chain:
-            if marks[pixel] & _FRAME:
-                return vertices, used, pixel, ahead
-        elif pixel == first_pixel and ahead == first_ahead:
-            return vertices, used, pixel, ahead
+        corner += jumps[at]
+        x += ACROSS[at]
+        y += DOWN[at]
+        meeting = np.uint64(corners[corner])
+        at = (turn & HEADING) | (meeting & MEETING)
+        turn = np.uint64(TURNS[at])
+        # Written at every corner, kept only where it is a vertex: branches would be guessed wrong too often.
+        vertices[count, 0], vertices[count, 1] = x, y
+        count += turn & VERTEX
+        corners[corner] = np.uint8(meeting | ((turn & NORTH_TO_EAST) << SHIFT))
+        if corner == first:
+            return np.int64(count)  # type: ignore[return-value]
 
 
 @njit(cache=True, nogil=True)
-def framed_marks(regions: Any, stride: int) -> Any:
-    """Return a mark for each place of a region map, set in the frame only: uint8, to be passed to the walks."""
-    marks = np.zeros(len(regions), np.uint8)
-    marks[:stride] = _FRAME
-    marks[len(regions) - stride :] = _FRAME
-    for row in range(1, len(regions) // stride - 1):
-        marks[row * stride] = _FRAME
-        marks[(row + 1) * stride - 1] = _FRAME
-    return marks
-
-
-@njit(cache=True, nogil=True)
-def trace_chains(regions: Any, stride: int, marks: Any) -> Any:
-    """Walk the chains that come in from the frame and leave through it.
+def trace_shells(lattice: Any, first: Any, is_open: Any, vertices: Any, used: int) -> Any:
+    """Walk the shells of regions that lie in one block.
 
     Args:
-        regions: the region map with the neighbours' regions in its frame.
-        stride: its width, frame included.
-        marks: see :func:`framed_marks`; what is walked is marked.
+        lattice: of the block; what is walked is marked.
+        first: of each region from 0 up, the first pixel in the block.
+        is_open: of each, whether it has no shell here: it goes on in other blocks, or is none.
+        vertices: (V, 2) int32, with room for all walks.
+        used: how many of them there are.
 
     Returns:
-        The vertices (int32), which are places in the map of the pixels whose top left corner they are, where each chain
-        starts among them (int64, one more than chains), and of each chain its region, its first crack and the crack
-        that follows its last one, as 4 * place + heading (int32).  The corner at which a chain starts is the last of
-        the chain before it.
+        By region, where its shell starts among the vertices, and where the last one ends (int64).  Shells run down from
+        their topmost, then leftmost corner, and end there again.
     """
-    height, width = len(regions) // stride - 2, stride - 2
-    step = (1, stride, -1, -stride)
-    vertices = np.empty(4096, np.int32)
-    starts = np.zeros(1024, np.int64)
-    records = np.empty((1024, 3), np.int32)
+    starts = np.empty(len(first) + 1, np.int64)
+    for number in range(len(first)):
+        starts[number] = used
+        if not is_open[number]:
+            row = first[number] // lattice.width
+            used = _ring(lattice, first[number] - row * lattice.width, row, INTO[1], vertices, used)
+    starts[len(first)] = used
+    return starts
+
+
+@njit(cache=True, nogil=True)
+def trace_holes(lattice: Any, starts: Any, rows: Any, numbers: Any, vertices: Any, used: int) -> Any:
+    """Walk the rings of holes that close within the block, after all its chains and shells.
+
+    Args:
+        lattice: of the block; what is walked is marked.
+        starts: where runs begin: see :class:`geoseg.vector.labelling.Regions`.
+        rows: the first run of each row: there.
+        numbers: the region of each run.
+        vertices: (V, 2) int32, with room for all walks.
+        used: how many of them there are.
+
+    Returns:
+        Where each ring starts among the vertices, one more than rings, and its region (both int64).  Rings run right
+        from their topmost, then leftmost corner, end there again, and come in the order of these corners.
+    """
+    begins = np.empty(len(numbers) + 1, np.int64)
+    owners = np.empty(len(numbers), np.int64)
+    holes = 0
+    for row in range(1, len(rows) - 1):
+        for run in range(rows[row] + 1, rows[row + 1]):
+            # A row has one corner more than pixels.
+            meeting = np.uint64(lattice.corners[starts[run] + row])
+            turn = np.uint64(TURNS[NORTHWARD | (meeting & MEETING)])
+            # To the west of the corner lies the run before.
+            if turn & NORTH_TO_EAST and not meeting & (WALKED | EDGE) and numbers[run - 1]:
+                begins[holes], owners[holes] = used, numbers[run - 1]
+                used = _ring(lattice, starts[run] - row * lattice.width, row, INTO[0], vertices, used)
+                holes += 1
+    begins[holes] = used
+    return begins[: holes + 1].copy(), owners[:holes].copy()
+
+
+@njit(cache=True, nogil=True)
+def trace_chains(lattice: Any, sides: Any, raster_width: int, vertices: Any) -> Any:
+    """Walk the chains: the stretches of rings that come in from the frame and leave through it.
+
+    Args:
+        lattice: of the block; what is walked is marked.
+        sides: regions along the block's top row, bottom row, left and right column.
+        raster_width: in pixels.
+        vertices: (V, 2) int32, with room for all walks; none has been used.
+
+    Returns:
+        Where each chain starts among the vertices, one more than chains; its region; its first crack and the crack
+        that follows its last one, as 4 * pixel in the raster + heading.  All int64.  The corner at which a chain starts
+        is the last of the chain before it.
+    """
+    height, width = lattice.height, lattice.width
     used = count = 0
-    for row in range(1, height + 1):
-        inner = 1 < row < height and width > 1
-        for col in range(1, width + 1, width - 1 if inner else 1):
-            place = row * stride + col
-            own = regions[place]
-            if own == 0:
-                continue
+    # At most two chains begin at a corner.
+    begins = np.zeros(4 * (height + width + 1) + 1, np.int64)
+    records = np.empty((3, len(begins)), np.int64)
+    for row in range(height + 1):
+        for col in range(0, width + 1, 1 if row in (0, height) else width):
             for heading in range(4):
-                ahead, right = step[heading], step[(heading + 1) & 3]
-                behind = place - ahead
-                if regions[place + right] == own:
+                meeting = np.uint64(lattice.corners[row * (width + 1) + col])
+                come = _COMING[heading]
+                back = np.uint64((heading + 2) & 3)
+                if _inside(lattice, col + come[0], row + come[1]) or not (meeting >> back) & np.uint64(1):
                     continue
-                # The crack before this one: see the order in which a walk looks for the next.
-                if regions[behind + right] == own:
-                    if not marks[behind + right] & _FRAME:
-                        continue
-                elif regions[behind] != own or not marks[behind] & _FRAME:
+                at = (np.uint64(heading) << SHIFT) | (meeting & MEETING)
+                out = int(TURNS[at] >> 6)
+                leave = _LEAVING[out]
+                own = _region(lattice, sides, col + leave[0], row + leave[1])
+                if own == 0:
                     continue
-                if count + 1 == len(starts):
-                    starts, records = _grown(starts), _grown(records)
-                if heading == 0:
-                    marks[place] |= _BOTTOM
-                vertices, used, pixel, out = _follow(regions, marks, vertices, used, place, ahead, right, True)
-                records[count, 0] = own
-                records[count, 1] = 4 * place + heading
-                records[count, 2] = 4 * pixel + (0 if out == 1 else 1 if out == stride else 2 if out == -1 else 3)
+                records[0, count], records[1, count] = own, _crack(lattice, raster_width, col, row, out)
+                used, x, y, out = _chain(lattice, at, col, row, vertices, used)
+                records[2, count] = _crack(lattice, raster_width, x, y, out)
                 count += 1
-                starts[count] = used
-    return vertices[:used], starts[: count + 1], records[:count, 0], records[:count, 1], records[:count, 2]
+                begins[count] = used
+    return begins[: count + 1], records[0, :count], records[1, :count], records[2, :count]
 
 
 @njit(cache=True, nogil=True)
-def trace_rings(regions: Any, stride: int, marks: Any, runs: Any) -> Any:
-    """Walk the rings that no chain has taken part in: those that close within the block.
+def _inside(lattice: Any, col: int, row: int) -> bool:
+    """Return whether a pixel lies in the block."""
+    return 0 <= row < lattice.height and 0 <= col < lattice.width
 
-    Arguments as in :func:`trace_chains`, which comes before, and the places at which runs of equal pixels begin: only
-    there can a ring have its topmost, leftmost corner.
+
+@njit(cache=True, nogil=True)
+def _region(lattice: Any, sides: Any, col: int, row: int) -> int:
+    """Return the region of a pixel along a side of the block, 0 where it lies in the frame."""
+    if not _inside(lattice, col, row):
+        return 0
+    if row == 0 or row == lattice.height - 1:
+        return sides[0 if row == 0 else 1][col]
+    return sides[2 if col == 0 else 3][row]
+
+
+@njit(cache=True, nogil=True)
+def _crack(lattice: Any, raster_width: int, col: int, row: int, heading: int) -> int:
+    """Return the number of the crack that leaves a corner of the block: see :func:`trace_chains`."""
+    leave = _LEAVING[heading]
+    return 4 * ((lattice.row + row + leave[1]) * raster_width + lattice.col + col + leave[0]) + heading
+
+
+@njit(cache=True, nogil=True)
+def _chain(lattice: Any, at: Any, col: int, row: int, vertices: Any, used: int) -> Any:
+    """Walk on from the turn ``at`` at a corner until the region lies in the frame.
 
     Returns:
-        The vertices and where each ring starts among them, as for chains, without repeating the first; the region of
-        each ring (int32) and whether it is the ring of a hole (bool).  Rings start at their topmost, then leftmost
-        corner and come in the order of these corners, row by row; shells run down from there and holes run right.
+        How many vertices there are now, and the column, row and heading with which the walk goes on.
     """
-    vertices = np.empty(4 * len(runs) + 64, np.int32)
-    starts = np.zeros(1024, np.int64)
-    owners = np.empty(1024, np.int32)
-    holes = np.empty(1024, np.bool_)
-    used = count = 0
-    for place in runs:
-        own, above = regions[place], regions[place - stride]
-        if own == above:
-            continue
-        for hole in (True, False):
-            # At the first corner of a shell lies the top crack of its first pixel, at that of a hole the bottom crack
-            # of the pixel above, with the region on the left as well.
-            if hole:
-                if above == 0 or above != regions[place - 1] or marks[place - stride] & (_BOTTOM | _FRAME):
-                    continue
-            elif own == 0 or own == regions[place - 1] or marks[place] & _TOP:
-                continue
-            if count + 1 == len(starts):
-                starts, owners, holes = _grown(starts), _grown(owners), _grown(holes)
-            # The walk starts with the crack that ends at the corner, so that the corner comes first.
-            begin, ahead, right = (place - 1, -stride, 1) if hole else (place, -1, -stride)
-            owners[count] = above if hole else own
-            holes[count] = hole
-            vertices, used, _, _ = _follow(regions, marks, vertices, used, begin, ahead, right, False)
-            count += 1
-            starts[count] = used
-    return vertices[:used], starts[: count + 1], owners[:count], holes[:count]
+    corner = np.uint64(row * (lattice.width + 1) + col)
+    turn = np.uint64(TURNS[at])
+    while True:
+        corner += lattice.jumps[at]
+        col += ACROSS[at]
+        row += DOWN[at]
+        meeting = np.uint64(lattice.corners[corner])
+        at = (turn & HEADING) | (meeting & MEETING)
+        turn = np.uint64(TURNS[at])
+        vertices[used, 0], vertices[used, 1] = lattice.col + col, lattice.row + row
+        used += np.int64(turn & VERTEX)  # type: ignore[assignment]
+        lattice.corners[corner] = np.uint8(meeting | ((turn & NORTH_TO_EAST) << SHIFT))
+        if meeting & EDGE:
+            out = np.int64(turn >> SHIFT)
+            leave = _LEAVING[out]
+            if not _inside(lattice, col + leave[0], row + leave[1]):
+                return used, col, row, out
 
 
 @njit(cache=True, nogil=True)
-def grouped_rings(owners: Any, is_open: Any) -> Any:
-    """Return the rings of regions that are not open, region by region and otherwise in their order (int64).
+def group_rings(vertices: Any, shells: Any, holes: Any, owners: Any, closed: Any, corners: Any) -> Any:
+    """Put the rings of polygons together: each shell before its holes.
 
     Args:
-        owners: the region of each ring.
-        is_open: of each region, whether it goes on in other blocks.
-    """
-    starts = np.zeros(len(is_open) + 1, np.int64)
-    for owner in owners:
-        starts[owner + 1] += not is_open[owner]
-    for number in range(len(is_open)):
-        starts[number + 1] += starts[number]
-    rings = np.empty(starts[len(is_open)], np.int64)
-    for ring in range(len(owners)):
-        if not is_open[owners[ring]]:
-            rings[starts[owners[ring]]] = ring
-            starts[owners[ring]] += 1
-    return rings
-
-
-@njit(cache=True, nogil=True)
-def corners_of(vertices: Any, starts: Any, rings: Any, stride: int, row: int, col: int, closed: bool) -> Any:
-    """Return chosen rings as lattice corners, in the given order.
-
-    Args:
-        vertices: what a walk returned.
-        starts: likewise.
-        rings: which of them (int64).
-        stride: width of the region map.
-        row: the raster's row of the block's first pixel.
-        col: its column.
-        closed: whether each ring's first corner is repeated at its end.
+        vertices: what walks wrote.
+        shells: by region, where its shell starts among them, and where the last one ends.
+        holes: where holes start, one more than holes.
+        owners: the region of each hole.
+        closed: the regions wanted.
+        corners: (V, 2) int32, written: their vertices.
 
     Returns:
-        Corners (V, 2) int32 as column and row in the raster, and where each ring starts (int64, one more than rings).
+        Where rings start among ``corners`` and where polygons start among rings, with their ends (both int64).
     """
-    extra = 1 if closed else 0
-    offsets = np.zeros(len(rings) + 1, np.int64)
-    for i in range(len(rings)):
-        offsets[i + 1] = offsets[i] + starts[rings[i] + 1] - starts[rings[i]] + extra
-    corners = np.empty((offsets[-1], 2), np.int32)
-    for i in range(len(rings)):
-        out = offsets[i]
-        x = y = place = 0
-        for k in range(starts[rings[i]], starts[rings[i] + 1]):
-            # One step of a walk along pixel edges changes either the row or the column: no division for each.
-            move = vertices[k] - place
-            if move == stride:
-                y += 1
-            elif move == -stride:
-                y -= 1
-            else:
-                y = vertices[k] // stride
-                x = vertices[k] - y * stride
-            place = vertices[k]
-            corners[out, 0] = col + x - 1
-            corners[out, 1] = row + y - 1
-            out += 1
-        if closed:
-            corners[out] = corners[offsets[i]]
-    return corners, offsets
+    # Holes hang on each other, the first of a region on the region.
+    following = np.full(len(owners) + 1, -1, np.int64)
+    leading = np.full(len(shells), -1, np.int64)
+    for hole in range(len(owners) - 1, -1, -1):
+        following[hole] = leading[owners[hole]]
+        leading[owners[hole]] = hole
+    rings = np.zeros(len(closed) + len(owners) + 1, np.int64)
+    polygons = np.zeros(len(closed) + 1, np.int64)
+    used = ring = 0
+    for i in range(len(closed)):
+        number = closed[i]
+        begin, end, hole = shells[number], shells[number + 1], leading[number]
+        while True:
+            for k in range(begin, end):
+                corners[used, 0], corners[used, 1] = vertices[k, 0], vertices[k, 1]
+                used += 1
+            ring += 1
+            rings[ring] = used
+            if hole < 0:
+                break
+            begin, end, hole = holes[hole], holes[hole + 1], following[hole]
+        polygons[i + 1] = ring
+    return rings[: ring + 1].copy(), polygons
 
 
 @njit(cache=True, nogil=True)
