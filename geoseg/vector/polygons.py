@@ -24,7 +24,7 @@ NOTHING = 255
 # The confidence of pixels that have none.
 UNKNOWN = 65535
 # Blocks of the first pass are kept for the second while they are no larger than this, all together.
-_KEPT_BYTES = 96 * 2**20
+_KEPT_BYTES = 64 * 2**20
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
