@@ -110,12 +110,10 @@ class Runner:
 
     def tiles(self, pixels: Sequence[Pixels]) -> Tiles:
         """Return a batch on the host: uint8 stays, everything else becomes float32; pinned if a GPU will take it."""
-        data = np.stack([item.data for item in pixels])
-        values = torch.from_numpy(data if data.dtype == np.uint8 else data.astype(np.float32))
-        valid = torch.from_numpy(np.stack([item.valid for item in pixels]))
+        tiles = Tiles.of(pixels)
         if self.device.type == "cuda":
-            values, valid = values.pin_memory(), valid.pin_memory()
-        return Tiles(values, valid, tuple(item.window for item in pixels))
+            return replace(tiles, pixels=tiles.pixels.pin_memory(), valid=tiles.valid.pin_memory())
+        return tiles
 
     def run(self, batches: Iterable[Tiles], *, probabilities: bool, layers: bool = False) -> Iterator[Scores]:
         """Yield what the segmenter says of each batch.

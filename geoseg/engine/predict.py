@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from geoseg.grid import ChunkGrid, TileGrid
 from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
-    from geoseg.segmenters.interface import Segmenter, Spec
+    from geoseg.segmenters.interface import Segmenter, Spec, State
 
 DEFAULT_CHUNK = 2048
 # The first uncertainty layer of every model that has any.
@@ -195,7 +196,7 @@ def make_plan(
     if progress:
         progress("preparing", 0, 1)
     model_scene.statistics()  # refuses a scene without one valid pixel before any work
-    state = segmenter.prepare(model_scene)
+    state = _looked_at(model_scene, segmenter, options)
     if progress:
         progress("preparing", 1, 1)
     classes = state.classes or spec.classes
@@ -220,6 +221,22 @@ def make_plan(
         uncertainty=uncertainty,
     )
     return plan, notes
+
+
+def _looked_at(scene: Scene, segmenter: Segmenter, options: Options) -> State:
+    """Return what the segmenter learned of the scene; one that computes over it does so on a device.
+
+    That is done by a copy: the segmenter may yet be sent to workers that have other devices.
+    """
+    from geoseg.engine.device import choose_device, share_cores
+
+    if not segmenter.spec.scene_pass:
+        return segmenter.prepare(scene)
+    share_cores()
+    placed = copy.deepcopy(segmenter)
+    # With a scheduler, what was asked for is the workers' and perhaps not here.
+    placed.place(choose_device("auto" if options.scheduler and options.device != "cpu" else options.device))
+    return placed.prepare(scene)
 
 
 def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmenter]:

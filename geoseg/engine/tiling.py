@@ -60,6 +60,8 @@ def measure_on_scene(
 ) -> SceneTiling:
     """Compare one pass over a part of the scene with tiles of it, for several halos.
 
+    A network that pools over the scene takes the part for its scene, in the pass and in the tiles.
+
     Args:
         model: path, URL or name of a bundle that holds a network.
         scene: path, URL, or an opened scene; read at the model's resolution, scaled as a run would scale it.
@@ -126,12 +128,7 @@ def _pixels(segmenter: PlainNetwork, scene: Scene, crop: int) -> tuple[torch.Ten
     assert best is not None
     if best.valid.mean() < 0.5:
         raise SceneError(f"{scene.path} has no part of {side} pixels that is half full of data: use a smaller crop.")
-    state = segmenter.prepare(scene)
-    scaling = segmenter.spec.normalisation or state.normalisation
-    assert scaling is not None
-    data = best.data if best.data.dtype == "uint8" else best.data.astype("float32")
-    tiles = Tiles(torch.from_numpy(data)[None], torch.from_numpy(best.valid)[None], (best.window,))
-    return normalised(tiles, scaling), best.window
+    return normalised(Tiles.of([best]), segmenter.scaling_on(scene)), best.window
 
 
 def _places(shape: tuple[int, int], side: int) -> list[Window]:

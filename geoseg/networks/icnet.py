@@ -25,6 +25,8 @@ STRIDE = 32
 MIN_SIZE = 32
 PRUNED = "pruned"
 DEFAULT_RESNET = "resnet50s"
+Pooling = Literal["tile", "scene"]
+POOLINGS: tuple[Pooling, ...] = ("tile", "scene")
 AUXILIARY = {"scores_4": 4, "scores_8": 8, "scores_16": 16}
 # What the 3 × 3 and 1 × 1 convolutions of the finest branch give.
 _FINE = (32, 32, 64)
@@ -50,6 +52,10 @@ class ImageCascade(nn.Module):
     def coarse(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the maps at strides 16 (for fusion) and 32 (to be pooled) of ``pixels`` (N, C, H, W)."""
 
+    def pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the map at stride 32 alone, as :meth:`coarse` gives it."""
+        return self.coarse(pixels)[1]
+
     @abstractmethod
     def cascade(self, pixels: torch.Tensor, middle: torch.Tensor, coarse: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return ``scores_4`` (N, K, h, w), in training with those at strides 8 and 16, of the pixels and both maps."""
@@ -60,7 +66,7 @@ class ImageCascade(nn.Module):
         Args:
             pixels: the image.
             context: what to add to the coarsest map in place of its own pooled means, see
-                :class:`geoseg.networks.icnet_blocks.ScenePyramid`: (N or 1, ``coarse_channels``, h, w).
+                :mod:`geoseg.networks.scene_pooling`: (N or 1, ``coarse_channels``, h, w).
         """
         middle, coarse = self.coarse(pixels)
         coarse = self.pyramid(coarse) if context is None else coarse + context.to(coarse)
@@ -196,10 +202,14 @@ class ResNetICNet(ImageCascade):
             middle = layer(middle)
             if name == self._middle:
                 break
+        return middle, self.pooled(pixels)
+
+    def pooled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the last stage of the quartered image."""
         coarse = resized(pixels, lattice(pixels.shape[-2:], 4))
         for layer in self.backbone.values():
             coarse = layer(coarse)
-        return middle, coarse
+        return coarse
 
     def cascade(self, pixels: torch.Tensor, middle: torch.Tensor, coarse: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the scores; the auxiliary ones are made of the coarser map after its dilated convolution."""
@@ -260,12 +270,22 @@ class SizedICNet(AnySize):
 
     At these sizes halving is taking every second pixel and every enlargement is by a whole factor, so the lattices of
     all branches coincide, of this input and of one that begins 32 pixels on.
+
+    Attributes:
+        pooling: ``"scene"`` where tiles are to be given the means of their scene, see
+            :mod:`geoseg.networks.scene_pooling`; without a context the input counts as the scene.
     """
 
     network: ImageCascade
 
-    def __init__(self, network: ImageCascade) -> None:
+    def __init__(self, network: ImageCascade, pooling: Pooling = "tile") -> None:
         super().__init__(network, STRIDE, MIN_SIZE)
+        self.pooling = pooling
+
+    @property
+    def coarse_channels(self) -> int:
+        """Channels of the map that is pooled."""
+        return self.network.coarse_channels
 
     def forward(self, pixels: torch.Tensor, context: torch.Tensor | None = None) -> Output:
         """Return scores (N, K, H, W) for ``pixels`` (N, C, H, W).
@@ -284,18 +304,18 @@ class SizedICNet(AnySize):
         return {name: _within(maps, lattice(size, AUXILIARY.get(name, 1))) for name, maps in output.items()}
 
     def coarse(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the map that is pooled, one cell every 32 pixels: (N, C', ⌈(H-1)/32⌉ + 1, ⌈(W-1)/32⌉ + 1).
+        """Return the map that is pooled, one cell every 32 pixels: (N, C', ⌈(H-1)/32⌉ + 1, ⌈(W-1)/32⌉ + 1)."""
+        return self.network.pooled(self._padded(pixels))
 
-        It is what :class:`geoseg.networks.icnet_blocks.ScenePyramid` gathers: first over the cores of all tiles, then
-        each tile is run with the scene's means as ``context``.
-        """
-        _, coarse = self.network.coarse(self._padded(pixels))
-        return coarse
+    def cells(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of :meth:`coarse` for an input of ``shape`` pixels."""
+        rows, cols = (-(-(max(size, self.min_size) - 1) // self.stride) + 1 for size in shape)
+        return rows, cols
 
     def _padded(self, pixels: torch.Tensor) -> torch.Tensor:
-        for axis in (2, 3):
-            size = pixels.shape[axis]
-            target = -(-(max(size, self.min_size) - 1) // self.stride) * self.stride + 1
+        cells = self.cells((int(pixels.shape[2]), int(pixels.shape[3])))
+        for axis, count in zip((2, 3), cells, strict=True):
+            size, target = pixels.shape[axis], (count - 1) * self.stride + 1
             if target != size:
                 pixels = pixels.index_select(axis, mirrored(size, target, pixels.device))
         return pixels
@@ -313,6 +333,7 @@ def build_icnet(
     pretrained: bool = False,
     graph: Literal["pruned", "resnet"] | None = None,
     pool: Pool = "adaptive",
+    pooling: Pooling = "tile",
     widening: int = 1,
 ) -> SizedICNet:
     """Return ICNet, with scores enlarged to full resolution.
@@ -326,15 +347,22 @@ def build_icnet(
         graph: ``"pruned"`` or ``"resnet"`` (on ``resnet50s`` unless ``encoder`` names another); by default as
             ``encoder`` says.
         pool: ``"adaptive"``; ``"authors"`` uses their kernels and takes inputs of 1025 × 2049 pixels only.
+        pooling: ``"tile"``, or ``"scene"`` to give every tile the means over the whole scene; the weights are the same.
         widening: of graph ``pruned``: 1 as released, 2 as before pruning.
 
     Raises:
         ConfigError: an option is refused or does not go with the graph, or weights cannot be had.
     """
     graph = graph or ("pruned" if encoder == PRUNED else "resnet")
-    for what, value, known in (("graph", graph, ("pruned", "resnet")), ("pool", pool, POOLS)):
+    choices = (("graph", graph, ("pruned", "resnet")), ("pool", pool, POOLS), ("pooling", pooling, POOLINGS))
+    for what, value, known in choices:
         if value not in known:
             raise ConfigError(unknown_name(f"{what} of network icnet", str(value), known))
+    if pool == "authors" and pooling == "scene":
+        raise ConfigError(
+            "pool 'authors' of network icnet is made for one size of input, and a scene has any: leave pool or "
+            "pooling out."
+        )
     if widening not in (1, 2) or (widening == 2 and graph == "resnet"):
         raise ConfigError(
             f"widening of network icnet is {widening!r} in graph {graph}: give 1, or in graph pruned 1 or 2."
@@ -345,10 +373,10 @@ def build_icnet(
                 "graph pruned of network icnet has a trunk of its own and no pretrained weights: leave encoder and "
                 "pretrained out, or name an encoder such as resnet50s and leave graph out."
             )
-        return SizedICNet(PrunedICNet(in_channels, num_classes, pool, widening))
+        return SizedICNet(PrunedICNet(in_channels, num_classes, pool, widening), pooling)
     name = DEFAULT_RESNET if encoder == PRUNED else encoder
     backbone, middle, channels = _resnet(name, in_channels, pretrained)
-    return SizedICNet(ResNetICNet(backbone, middle, channels, in_channels, num_classes, pool))
+    return SizedICNet(ResNetICNet(backbone, middle, channels, in_channels, num_classes, pool), pooling)
 
 
 def _resnet(name: str, in_channels: int, pretrained: bool) -> tuple[FeatureListNet, str, tuple[int, int]]:

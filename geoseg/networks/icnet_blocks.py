@@ -1,4 +1,4 @@
-"""Parts of ICNet that both of its graphs share: resizing, pyramid pooling, and the pyramid of a whole scene."""
+"""Parts of ICNet that both of its graphs share: resizing and pyramid pooling."""
 
 from __future__ import annotations
 
@@ -69,76 +69,3 @@ class Pyramid(nn.Module):
         if self.pool == "adaptive":
             return F.adaptive_avg_pool2d(features, bins)
         return F.avg_pool2d(features, _AUTHORS_KERNELS[bins], _AUTHORS_STRIDES[bins])
-
-
-class ScenePyramid:
-    """The pyramid of a whole scene, gathered tile by tile in a few numbers per channel, and read out tile by tile.
-
-    With it every tile is given the means over the scene in place of its own, so tiles with enough halo give the scores
-    of one pass over the scene.  The bins are those of adaptive pooling on the scene's lattice, one cell every 32 pixels
-    from its first pixel on.
-
-    Args:
-        channels: of the map.
-        shape: rows and columns of the scene's lattice.
-    """
-
-    def __init__(self, channels: int, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self._sums = {bins: torch.zeros(channels, bins, bins, dtype=torch.float64) for bins in BINS}
-        self._left = shape[0] * shape[1]
-
-    def add(self, features: torch.Tensor, row: int, col: int) -> None:
-        """Take in cells (C, h, w) that begin at ``row`` and ``col``; each cell of the scene belongs to one call.
-
-        Raises:
-            ConfigError: cells beyond the scene, or more of them than the scene has.
-        """
-        height, width = features.shape[-2:]
-        rows, cols = self.shape
-        if row < 0 or col < 0 or row + height > rows or col + width > cols or height * width > self._left:
-            raise ConfigError(
-                f"{height} × {width} cells at {row}, {col} do not belong to a scene of {rows} × {cols} cells, or were "
-                "given before: give each cell once."
-            )
-        self._left -= height * width
-        features = features.detach().double().cpu()
-        for bins, sums in self._sums.items():
-            down = _membership(rows, bins)[:, row : row + height]
-            across = _membership(cols, bins)[:, col : col + width]
-            sums += down @ features @ across.T
-
-    def crop(self, row: int, col: int, shape: tuple[int, int]) -> torch.Tensor:
-        """Return what the pyramid adds to the ``shape`` cells from ``row`` and ``col`` on: (C, h, w) float32.
-
-        Cells outside the scene have the values of its edge.
-
-        Raises:
-            ConfigError: some cells of the scene have not been given.
-        """
-        if self._left:
-            raise ConfigError(f"{self._left} cells of the scene are missing from its pyramid: add them first.")
-        total = torch.zeros((), dtype=torch.float64)
-        for bins, sums in self._sums.items():
-            counts = [_membership(length, bins).sum(1) for length in self.shape]
-            means = sums / (counts[0][:, None] * counts[1])
-            down = _enlargement(self.shape[0], bins, row, shape[0])
-            across = _enlargement(self.shape[1], bins, col, shape[1])
-            total = total + down @ means @ across.T
-        return total.float()
-
-
-def _membership(length: int, bins: int) -> torch.Tensor:
-    """Return which of ``length`` cells lie in which bin of adaptive pooling: (bins, length) of 0 and 1."""
-    cell = torch.arange(length)
-    index = torch.arange(bins)[:, None]
-    first = index * length // bins
-    last = -((-(index + 1) * length) // bins)
-    return ((cell >= first) & (cell < last)).double()
-
-
-def _enlargement(length: int, bins: int, start: int, count: int) -> torch.Tensor:
-    """Return the share of each bin in cells ``start`` to ``start + count`` of ``length``: (count, bins)."""
-    cell = torch.arange(start, start + count).clamp(0, length - 1).double()
-    place = cell * (bins - 1) / max(length - 1, 1)
-    return (1 - (place[:, None] - torch.arange(bins)).abs()).clamp(min=0)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from geoseg.errors import ConfigError
+from geoseg.networks.scene_pooling import held
 
 # Share of the summed |gradient| that must lie within the halo of a network that reaches too far to be held whole.
 SHARE = 0.999
@@ -52,7 +53,8 @@ def measure_halo(network: nn.Module, in_channels: int, stride: int, *, maximum: 
     lattice, random inputs), after the effective receptive field of Luo et al. 2016 (arXiv 1701.04128).
 
     The answer belongs to the weights as they are: training widens it (many encoders start with whole branches at zero),
-    so measure again afterwards.  The network is left as it was found: mode, weights and statistics.
+    so measure again afterwards.  A network that pools over the scene is taken with means that are given to it.  It is
+    left as it was found: mode, weights and statistics.
 
     Args:
         network: from (N, ``in_channels``, H, W) to (N, K, H, W); height and width are multiples of ``stride``.
@@ -67,6 +69,7 @@ def measure_halo(network: nn.Module, in_channels: int, stride: int, *, maximum: 
     for what, value in (("in_channels", in_channels), ("stride", stride), ("maximum", maximum)):
         if value < 1:
             raise ConfigError(f"{what} is {value}: it must be at least 1.")
+    network = held(network)
     with evaluating(network):
         radius = _structural(network, in_channels, stride, maximum)
         if radius is not None:
@@ -98,6 +101,7 @@ def exact_halo(network: nn.Module, in_channels: int, stride: int) -> int | None:
     There is none (below 4096 pixels) where a network pools or attends over the whole tile.  The halo may be one stride
     larger than the least.  Arguments as in :func:`measure_halo`, at a small part of its cost.
     """
+    network = held(network)
     with evaluating(network):
         return _limit(network, in_channels, stride)
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from geoseg.errors import ConfigError
 from geoseg.networks.receptive_field import evaluating, measure_halo
+from geoseg.networks.scene_pooling import context_of, means_of, pools_over_scene
 
 # Share of labels that may differ from those of one pass, unless told otherwise.
 BOUND = 1e-4
@@ -263,7 +264,10 @@ def opened(network: nn.Module) -> nn.Module:
 
 
 class _Whole:
-    """One pass over a picture, to compare tiles of it with."""
+    """One pass over a picture, to compare tiles of it with.
+
+    For a network that pools over the scene, the picture is the scene.
+    """
 
     def __init__(self, network: nn.Module, pixels: torch.Tensor, stride: int, core: int = _CORE) -> None:
         """Run the network once; ``core`` is the side in pixels of the middle that is compared.
@@ -309,7 +313,7 @@ class _Whole:
                 f"{halo}: use a larger picture or smaller halos."
             )
         inner = [slice(halo, halo + part.stop - part.start) for part in (rows, cols)]
-        scores = self._scores(self.pixels[..., outer[0], outer[1]])[..., inner[0], inner[1]]
+        scores = self._tile_scores(outer[0], outer[1], halo)[..., inner[0], inner[1]]
         return self._between(scores, self.scores[..., rows, cols], halo)
 
     def tile_differences(self, tile: int, steps: Sequence[int]) -> tuple[Difference, ...]:
@@ -333,10 +337,24 @@ class _Whole:
             for halo, core in zip(steps, cores, strict=True)
         )
 
-    def _scores(self, pixels: torch.Tensor) -> torch.Tensor:
-        device = next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+    @property
+    def _device(self) -> torch.device:
+        return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
+
+    def _tile_scores(self, rows: slice, cols: slice, halo: int) -> torch.Tensor:
+        """Return the scores of a part of the picture, as a tile of a run with such a halo."""
+        pixels = self.pixels[..., rows, cols]
+        if not pools_over_scene(self.network):
+            return self._scores(pixels)
         with evaluating(self.network), torch.no_grad():
-            output = self.network(pixels.to(device))
+            means = means_of(self.network, self.pixels.to(self._device), halo)
+        return self._scores(
+            pixels, context_of(self.network, means, pixels.to(self._device), [(rows.start, cols.start)])
+        )
+
+    def _scores(self, pixels: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        with evaluating(self.network), torch.no_grad():
+            output = self.network(pixels.to(self._device), *more)
         if isinstance(output, dict):
             output = next(iter(output.values()))
         return (output[0] if isinstance(output, tuple | list) else output).float().cpu()

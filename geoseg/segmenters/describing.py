@@ -13,6 +13,7 @@ from geoseg.bundle import ClassRecord, Description, NormalisationRecord, TilingR
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, one_line
 from geoseg.networks.receptive_field import exact_halo
+from geoseg.networks.scene_pooling import pools_over_scene
 from geoseg.networks.tiling import BOUND, Measured, choose_halo, measure_at, opened
 
 _TILE = 1024
@@ -81,7 +82,7 @@ def describe(
         tile=tile_px,
         halo=measured.halo,
         stride=stride,
-        tile_exact=info.tile_exact and measured.exact,
+        tile_exact=(info.tile_exact or pools_over_scene(module)) and measured.exact,
         tiling=_record(measured, None if halo != "auto" else bound),
         licence=licence,
         training=dict(training or {}),

@@ -31,7 +31,7 @@ class TestTimeAugmentation(Segmenter):
         transforms: ``"d4"``, all eight of the square, or ``"flips"``, the four without quarter turns.
 
     Raises:
-        ConfigError: another name of transforms.
+        ConfigError: another name of transforms, or a segmenter whose tiles are given the means of the scene.
     """
 
     __test__ = False  # the name is the method's, not a test's
@@ -39,6 +39,12 @@ class TestTimeAugmentation(Segmenter):
     def __init__(self, segmenter: Segmenter, transforms: Literal["d4", "flips"] = "d4") -> None:
         if transforms not in _TURNS:
             raise ConfigError(unknown_name("set of transforms", transforms, _TURNS))
+        if segmenter.spec.scene_pass:
+            # The means belong to the scene as it lies; each turn of it has its own.
+            raise ConfigError(
+                "test-time augmentation turns tiles, and this model gives them the means of the scene, which is not "
+                "turned: leave --tta out, or use a model that pools by tile."
+            )
         self.segmenter = segmenter
         self.spec = segmenter.spec
         self._turns = _TURNS[transforms]
@@ -234,6 +240,7 @@ def _common_spec(specs: Sequence[Spec]) -> Spec:
         deterministic=all(spec.deterministic for spec in specs),
         probabilistic=all(spec.probabilistic for spec in specs),
         layers=tuple(name for name in first.layers if all(name in spec.layers for spec in specs)),
+        scene_pass=any(spec.scene_pass for spec in specs),
     )
 
 

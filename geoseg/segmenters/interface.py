@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from geoseg.classes import Classes
@@ -14,7 +15,7 @@ from geoseg.grid import Window
 from geoseg.normalisation import Normalisation
 
 if TYPE_CHECKING:
-    from geoseg.scene import Scene
+    from geoseg.scene import Pixels, Scene
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Spec:
         deterministic: whether equal tiles give equal scores on one device.
         probabilistic: whether a softmax over its scores means a probability.
         layers: names of what it can say about each pixel beside its scores, see :meth:`Segmenter.segment_with_layers`.
+        scene_pass: whether :meth:`Segmenter.prepare` computes over the whole scene, so that it is worth a GPU.
     """
 
     bands: tuple[str, ...]
@@ -60,6 +62,7 @@ class Spec:
     deterministic: bool = True
     probabilistic: bool = True
     layers: tuple[str, ...] = ()
+    scene_pass: bool = False
 
     @property
     def fixed_tile(self) -> bool:
@@ -94,6 +97,16 @@ class Tiles:
     windows: tuple[Window, ...]
     view: torch.Tensor | None = None
     prior: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, pixels: Sequence[Pixels]) -> Tiles:
+        """Return tiles of what was read from a scene: uint8 stays, everything else becomes float32."""
+        data = np.stack([item.data for item in pixels])
+        return cls(
+            torch.from_numpy(data if data.dtype == np.uint8 else data.astype(np.float32)),
+            torch.from_numpy(np.stack([item.valid for item in pixels])),
+            tuple(item.window for item in pixels),
+        )
 
     def __len__(self) -> int:
         """Return the number of tiles."""
@@ -151,7 +164,8 @@ class Segmenter(ABC):
     def prepare(self, scene: Scene) -> State:
         """Look at the scene once, before its tiles; most methods need nothing.
 
-        ``scene`` is already on the grid (resolution, bands) that the tiles will have.
+        ``scene`` is already on the grid (resolution, bands) that the tiles will have.  Where ``spec.scene_pass`` says
+        so, the engine has placed the method on the device of the run before.
         """
         return State()
 
@@ -168,7 +182,7 @@ class Segmenter(ABC):
         return scores, scores.new_zeros((len(scores), 0, *scores.shape[-2:]))
 
     def place(self, device: torch.device) -> None:  # noqa: B027 - a method without weights has nothing to place
-        """Move what the method holds to ``device``, ready for inference; called once, before the first tile."""
+        """Move what the method holds to ``device``, ready for inference; called before the first tile."""
 
 
 def normalised(tiles: Tiles, scaling: Normalisation) -> torch.Tensor:

@@ -47,9 +47,15 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.onnx import OnnxNetwork
 
         return OnnxNetwork.from_bundle(bundle)
+    from geoseg.networks.scene_pooling import pools_over_scene
     from geoseg.segmenters.network import PlainNetwork
 
-    return PlainNetwork.from_bundle(bundle)
+    plain = PlainNetwork.from_bundle(bundle)
+    if not pools_over_scene(plain.module):
+        return plain
+    from geoseg.segmenters.scene_pooling import ScenePooledNetwork
+
+    return ScenePooledNetwork(plain.module, plain.spec)
 
 
 def shipped() -> tuple[str, ...]:

@@ -81,9 +81,11 @@ class PlainNetwork(Segmenter):
 
     def prepare(self, scene: Scene) -> NetworkState:
         """Measure the scaling of the bands on the scene, unless the spec has one."""
-        if self.spec.normalisation is not None:
-            return NetworkState()
-        return NetworkState(normalisation=Normalisation.of(scene.statistics(), "standard"))
+        return NetworkState() if self.spec.normalisation is not None else NetworkState(None, self.scaling_on(scene))
+
+    def scaling_on(self, scene: Scene) -> Normalisation:
+        """Return the scaling of the bands: the spec's, or measured on the scene where it has none."""
+        return self.spec.normalisation or Normalisation.of(scene.statistics(), "standard")
 
     def place(self, device: torch.device) -> None:
         """Make an inference copy on ``device``: batch norm folded, channels last; the module given stays as it was."""
@@ -102,7 +104,7 @@ class PlainNetwork(Segmenter):
         """
         pixels = self._input(tiles, state)
         with torch.no_grad():
-            return self._checked(_main_output(self.module(pixels)), pixels)
+            return self._checked(main_output(self.module(pixels)), pixels)
 
     def segment_with_layers(self, tiles: Tiles, state: State) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores (N, K, H, W) and the network's further layers (N, L, H, W), both float32.
@@ -247,7 +249,7 @@ def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _main_output(output: Any) -> torch.Tensor:
+def main_output(output: Any) -> torch.Tensor:
     """Return the scores among what a network returned: a tensor, the first of a tuple, or ``out`` of a dict."""
     if isinstance(output, Mapping):
         output = output["out"] if "out" in output else next(iter(output.values()))
@@ -279,7 +281,7 @@ def fold_batch_norm(module: nn.Module, shape: tuple[int, int, int, int]) -> nn.M
                 for name, child in parent.named_children():
                     if child in merged:
                         setattr(parent, name, _remainder(child))
-            difference = (_main_output(module(pixels)) - expected).abs().max()
+            difference = (main_output(module(pixels)) - expected).abs().max()
     except Exception:  # a network that is odd enough to break here works unfolded
         logger.debug("batch norm is not folded", exc_info=True)
         return before
@@ -311,7 +313,7 @@ def _convolutions_before_norms(
     watched = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     handles = [layer.register_forward_hook(watch) for layer in watched]
     try:
-        scores = _main_output(module(pixels))
+        scores = main_output(module(pixels))
     finally:
         for handle in handles:
             handle.remove()
