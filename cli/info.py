@@ -98,11 +98,18 @@ def _model(path: str) -> dict[str, Any]:
         "tile": f"{description.tile} px, halo {description.halo}, stride {description.stride}",
         "tiles exact": "yes" if description.tile_exact else "no",
         "tiling": _measured(description.tiling),
+        **_pooling(description.settings),
         "licence": description.licence,
         **description.card,
         "training": description.training or "none",
         "sha256": bundle.digest,
     }
+
+
+def _pooling(settings: dict[str, Any]) -> dict[str, str]:
+    """Return what a network that is given more than its tile is given."""
+    scene = (settings.get("options") or {}).get("pooling") == "scene"
+    return {"pooling": "over the scene, which a run looks at once before its tiles"} if scene else {}
 
 
 def _measured(record: Any) -> str:

@@ -54,6 +54,7 @@ def _row(info: NetworkInfo, found: Facts | None) -> tuple[str, ...]:
 
 
 def _details(info: NetworkInfo, found: Facts | None) -> list[tuple[str, str]]:
+    otherwise = f"no, but with --set {info.exact_with}" if info.exact_with else "no"
     lines = [
         ("name", info.name),
         ("what it is", info.summary),
@@ -63,7 +64,7 @@ def _details(info: NetworkInfo, found: Facts | None) -> list[tuple[str, str]]:
         ("stride", f"{info.stride} px"),
         ("smallest side", f"{info.min_size} px"),
         ("further outputs in training", ", ".join(info.auxiliary) or "-"),
-        ("tiles exact", "yes" if info.tile_exact else "no"),
+        ("tiles exact", "yes" if info.tile_exact else otherwise),
     ]
     if found is None:
         return lines

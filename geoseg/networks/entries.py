@@ -22,6 +22,7 @@ class NetworkInfo:
         min_size: smallest side in pixels the network itself takes; smaller inputs are padded.
         fixed_size: the only side in pixels it takes, or None for any.
         source: the paper, or where the method is described.
+        exact_with: the option with which tiles can be exact all the same, where there is one.
         auxiliary: names of the further outputs in training mode, for deep supervision; a network built with other
             options may have fewer.
     """
@@ -36,6 +37,7 @@ class NetworkInfo:
     source: str
     fixed_size: int | None = None
     auxiliary: tuple[str, ...] = ()
+    exact_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,15 @@ def _own(
     tile_exact: bool = True,
     min_size: int = 32,
     auxiliary: tuple[str, ...] = (),
+    exact_with: str | None = None,
     module: str | None = None,
 ) -> Entry:
     """Return the entry of a network of ours, built by ``build_<name>`` in the module of its name."""
-    info = NetworkInfo(name, family, summary, encoder, stride, tile_exact, min_size, source, auxiliary=auxiliary)
+    info = NetworkInfo(
+        *(name, family, summary, encoder, stride, tile_exact, min_size, source),
+        auxiliary=auxiliary,
+        exact_with=exact_with,
+    )
     return Entry(info, f"geoseg.networks.{module or name}:build_{name}")
 
 
@@ -144,6 +151,7 @@ ENTRIES = {
             encoder="pruned",
             tile_exact=False,
             auxiliary=("scores_4", "scores_8", "scores_16"),
+            exact_with="pooling=scene",
         ),
         _own(
             "fcn8s",

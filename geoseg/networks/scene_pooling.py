@@ -245,7 +245,8 @@ class _Held(nn.Module):
 
 def held(network: nn.Module) -> nn.Module:
     """Return the network as its tiles meet it: one that pools over the scene with maps that do not hang on the tile."""
-    return _Held(network, network.coarse_channels) if pools_over_scene(network) else network
+    pooled: object = network
+    return _Held(network, pooled.coarse_channels) if pools_over_scene(pooled) else network
 
 
 def _membership(length: int, bins: int) -> torch.Tensor:

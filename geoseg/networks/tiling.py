@@ -344,13 +344,13 @@ class _Whole:
     def _tile_scores(self, rows: slice, cols: slice, halo: int) -> torch.Tensor:
         """Return the scores of a part of the picture, as a tile of a run with such a halo."""
         pixels = self.pixels[..., rows, cols]
-        if not pools_over_scene(self.network):
+        network: object = self.network
+        if not pools_over_scene(network):
             return self._scores(pixels)
+        pixels = pixels.to(self._device)
         with evaluating(self.network), torch.no_grad():
-            means = means_of(self.network, self.pixels.to(self._device), halo)
-        return self._scores(
-            pixels, context_of(self.network, means, pixels.to(self._device), [(rows.start, cols.start)])
-        )
+            means = means_of(network, self.pixels.to(self._device), halo)
+        return self._scores(pixels, context_of(network, means, pixels, [(rows.start, cols.start)]))
 
     def _scores(self, pixels: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
         with evaluating(self.network), torch.no_grad():

@@ -114,7 +114,7 @@ class ScenePooledNetwork(PlainNetwork):
     def _gathering(self, shape: tuple[int, int]) -> TileGrid:
         """Return the tiles to gather the means of a scene of ``shape`` cells with, no larger than the scene needs."""
         halo = GATHERED * self.spec.halo
-        whole = (max(shape) - 1) * self._network.stride + 2 * halo
+        whole = max(1, max(shape) - 1) * self._network.stride + 2 * halo
         return TileGrid(min(GATHERED * self.spec.tile, whole), halo)
 
     @property

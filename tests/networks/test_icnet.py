@@ -13,7 +13,8 @@ from geoseg import networks
 from geoseg.errors import ConfigError
 from geoseg.losses.cascade import CascadeLoss
 from geoseg.networks.icnet import AUXILIARY, PrunedICNet, SizedICNet, build_icnet
-from geoseg.networks.icnet_blocks import Pyramid, ScenePyramid, lattice, resized
+from geoseg.networks.icnet_blocks import Pyramid, lattice, resized
+from geoseg.networks.scene_pooling import ScenePyramid
 from geoseg.segmenters.network import fold_batch_norm
 
 _FILLER = Path(__file__).parents[1] / "data" / "reference" / "fill_weights.py"
@@ -263,6 +264,20 @@ def test_facts_and_defaults():
     assert all(name.startswith("network.") for name in network.state_dict())
 
 
+@pytest.mark.parametrize("options", GRAPHS)
+def test_pooling_is_no_matter_of_weights(options):
+    network, other = made(**options), made(pooling="scene", **options)
+    assert (network.pooling, other.pooling) == ("tile", "scene")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in network.state_dict().items())
+    for size in [(1, 1), (33, 64), (100, 224)]:
+        pixels = noise(1, 3, *size)
+        with torch.no_grad():
+            assert torch.equal(network(pixels), other(pixels))
+            coarse = network.coarse(pixels)
+            assert torch.equal(coarse, network.network.coarse(network._padded(pixels))[1])
+        assert network.cells(size) == coarse.shape[2:]
+
+
 def test_equal_seeds_give_equal_weights():
     for options in GRAPHS:
         first, second, other = (made(seed, **options).state_dict() for seed in (3, 3, 4))
@@ -325,6 +340,8 @@ def test_graph_and_encoder_go_together():
     ("options", "message"),
     [
         ({"graph": "prune"}, "no graph of network icnet named 'prune'; did you mean pruned"),
+        ({"pooling": "world"}, "no pooling of network icnet named 'world'"),
+        ({"pool": "authors", "pooling": "scene"}, "made for one size of input"),
         ({"pool": "caffe"}, "no pool of network icnet named 'caffe'"),
         ({"widening": 3}, "widening of network icnet is 3"),
         ({"widening": 2, "graph": "resnet"}, "widening of network icnet is 2 in graph resnet"),
@@ -340,35 +357,6 @@ def test_refusals(options, message):
         networks.create("icnet", in_channels=3, num_classes=2, **options)
 
 
-@pytest.mark.parametrize("shape", [(13, 9), (6, 6), (5, 40), (1, 1)])
-def test_the_pyramid_of_a_scene_is_that_of_one_pass(shape):
-    features = noise(1, 3, *shape)
-    whole = Pyramid()(features)[0]
-    scene = ScenePyramid(3, shape)
-    for row in range(0, shape[0], 4):
-        for col in range(0, shape[1], 3):
-            scene.add(features[0, :, row : row + 4, col : col + 3], row, col)
-    torch.testing.assert_close(features[0] + scene.crop(0, 0, shape), whole)
-    row, col = shape[0] // 2, shape[1] // 3
-    part = scene.crop(row, col, (2, 3))
-    for i in range(2):
-        for j in range(3):
-            at = (slice(None), min(row + i, shape[0] - 1), min(col + j, shape[1] - 1))
-            torch.testing.assert_close(part[:, i, j], whole[at] - features[0][at])
-
-
-def test_a_scene_takes_each_cell_once():
-    scene = ScenePyramid(1, (4, 4))
-    with pytest.raises(ConfigError, match="3 × 4 cells at 2, 0 do not belong to a scene of 4 × 4"):
-        scene.add(torch.ones(1, 3, 4), 2, 0)
-    scene = ScenePyramid(1, (4, 4))
-    scene.add(torch.ones(1, 4, 3), 0, 0)
-    with pytest.raises(ConfigError, match="4 cells of the scene are missing"):
-        scene.crop(0, 0, (1, 1))
-    with pytest.raises(ConfigError, match="were given before"):
-        scene.add(torch.ones(1, 4, 3), 0, 0)
-
-
 @pytest.mark.parametrize("options", GRAPHS)
 def test_scores_with_the_means_of_the_whole_are_those_of_one_pass(options):
     network = made(**options)
@@ -379,7 +367,7 @@ def test_scores_with_the_means_of_the_whole_are_those_of_one_pass(options):
         scene = ScenePyramid(coarse.shape[1], coarse.shape[2:])
         scene.add(coarse[0, :, :3], 0, 0)
         scene.add(coarse[0, :, 3:], 3, 0)
-        found = network(pixels, scene.crop(0, 0, coarse.shape[2:])[None])
+        found = network(pixels, scene.means().crop(0, 0, tuple(coarse.shape[2:]))[None])
         whole = network(pixels)
         other = network(pixels, torch.zeros(1, coarse.shape[1], 1, 1))
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
@@ -403,7 +391,7 @@ def test_tiles_with_the_means_of_the_scene(filled, side, start, halo, alone, tog
         coarse = network.coarse(scene)
         pyramid = ScenePyramid(coarse.shape[1], coarse.shape[2:])
         pyramid.add(coarse[0], 0, 0)
-        context = pyramid.crop(rows.start // 32, rows.start // 32, (cells, cells))[None]
+        context = pyramid.means().crop(rows.start // 32, rows.start // 32, (cells, cells))[None]
 
         def error(context):
             found = network(scene[..., rows, rows], context)[..., halo : halo + 129, halo : halo + 129]
