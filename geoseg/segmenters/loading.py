@@ -51,7 +51,8 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
     from geoseg.segmenters.network import PlainNetwork
 
     plain = PlainNetwork.from_bundle(bundle)
-    if not pools_over_scene(plain.module):
+    network: object = plain.module
+    if not pools_over_scene(network):
         return plain
     from geoseg.segmenters.scene_pooling import ScenePooledNetwork
 

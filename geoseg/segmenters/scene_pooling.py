@@ -53,12 +53,13 @@ class ScenePooledNetwork(PlainNetwork):
     """
 
     def __init__(self, module: nn.Module, spec: Spec) -> None:
-        if not pools_over_scene(module):
+        network: object = module
+        if not pools_over_scene(network):
             raise ConfigError("the network does not pool over the scene: make it with pooling 'scene'.")
-        if spec.tile % module.stride or spec.halo % module.stride:
+        if spec.tile % network.stride or spec.halo % network.stride:
             raise ConfigError(
                 f"a tile of {spec.tile} pixels with a halo of {spec.halo} does not keep to the network's lattice: use "
-                f"multiples of {module.stride}."
+                f"multiples of {network.stride}."
             )
         super().__init__(module, replace(spec, scene_pass=True))
 
