@@ -9,7 +9,6 @@ and so are D1 = √(1 − S1) + √(1 − S2) and D2 = √(2 − S1 − S2); 1 �
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, get_args
@@ -24,7 +23,6 @@ from geoseg.losses.windows import gaussian, window_means
 Window = Literal["gaussian", "uniform"]
 Ignored = Literal["renormalised", "strict"]
 Part = Literal["s1", "s2", "ssim", "d1", "d2"]
-Mean = Callable[[torch.Tensor], torch.Tensor]
 _K1, _K2 = 0.01, 0.03
 _ROUNDING = 1e-6  # added under the roots of the loss d1, whose slope would have no bound at equal windows
 
@@ -121,25 +119,18 @@ def ssim_maps(
             f"give two of one shape, {size} pixels or more on each side."
         )
     weights = gaussian(size, sigma if window == "gaussian" else inf, x)
-    flags = None if valid is None else valid.to(x.dtype)
-    mass = None if flags is None else window_means(flags, weights)
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        if flags is None or mass is None:
-            return window_means(values, weights)
-        return window_means(values * flags, weights) / mass.where(mass > 0, 1)
-
+    mass = None if valid is None else window_means(valid.to(x.dtype), weights)
     spread: torch.Tensor | float = 1.0
     if sample_covariance:
         used = (weights**2).sum() ** 2
-        if flags is not None and mass is not None:
-            used = window_means(flags, weights**2) / (mass**2).where(mass > 0, 1)
+        if valid is not None and mass is not None:
+            used = window_means(valid.to(x.dtype), weights**2) / (mass**2).where(mass > 0, 1)
         spread = 1 / (1 - used).clamp(min=torch.finfo(x.dtype).eps)
-    level, structure = _complements(x, y, mean, spread, data_range)
-    if mass is None:
+    level, structure = _complements(x, y, weights, valid, mass, spread, data_range)
+    if valid is None or mass is None:
         counted = torch.ones_like(level[:, :1], dtype=torch.bool)
-    elif ignored == "strict" and flags is not None:
-        counted = F.max_pool2d((1 - flags).float(), size, stride=1) == 0
+    elif ignored == "strict":
+        counted = F.max_pool2d((~valid).float(), size, stride=1) == 0
     else:
         counted = mass >= 0.5 - 1e-6
     return SsimMaps(level, structure, counted)
@@ -203,7 +194,7 @@ class SsimLoss(Loss):
             size=self.size,
             sigma=self.sigma,
             sample_covariance=self.sample_covariance,
-            valid=target.valid.unsqueeze(1),
+            valid=None if bool(target.valid.all()) else target.valid.unsqueeze(1),
             ignored=self.ignored,
         )
         values = self._losses(found)
@@ -229,23 +220,38 @@ class SsimLoss(Loss):
 
 
 def _complements(
-    x: torch.Tensor, y: torch.Tensor, mean: Mean, spread: torch.Tensor | float, data_range: float
+    x: torch.Tensor,
+    y: torch.Tensor,
+    weights: torch.Tensor,
+    valid: torch.Tensor | None,
+    mass: torch.Tensor | None,
+    spread: torch.Tensor | float,
+    data_range: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 1 − S1 and 1 − S2.
 
-    Variances are taken about one value for each plane: E[x²] − E[x]² would lose all digits of a small spread on a large
-    level.  A variance does not depend on that value, so no gradient flows through it.
+    All comes from four means, of the difference u and the sum s of the images and of their squares: var x + var y is
+    (var u + var s) / 2, and so with the squares of the means.  Variances are taken about one value for each plane:
+    E[x²] − E[x]² would lose all digits of a small spread on a large level.  A variance does not depend on that value,
+    so no gradient flows through it.
     """
     e1, e2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    centre_x, centre_y = (each.detach().mean((2, 3), keepdim=True) for each in (x, y))
-    x, y = x - centre_x, y - centre_y
-    mean_x, mean_y = mean(x), mean(y)
-    variance_x = (mean(x * x) - mean_x**2).clamp(min=0)
-    variance_y = (mean(y * y) - mean_y**2).clamp(min=0)
-    variance_of_difference = (mean((x - y) ** 2) - (mean_x - mean_y) ** 2).clamp(min=0)
-    structure = spread * variance_of_difference / (spread * (variance_x + variance_y) + e2)
-    mean_x, mean_y = mean_x + centre_x, mean_y + centre_y
-    level = (mean_x - mean_y) ** 2 / (mean_x**2 + mean_y**2 + e1)
+    both = torch.stack([x - y, x + y])
+    if valid is None:
+        centre = both.detach().mean((-2, -1), keepdim=True)
+        both = both - centre
+    else:
+        both = both.where(valid, 0)
+        known = valid.sum((-2, -1), keepdim=True).clamp(min=1)
+        centre = both.detach().sum((-2, -1), keepdim=True) / known
+        both = (both - centre).where(valid, 0)
+    means = window_means(torch.cat([both, both * both]).flatten(0, 1), weights).unflatten(0, (4, len(x)))
+    if mass is not None:
+        means = means / mass.where(mass > 0, 1)
+    variances = (means[2:] - means[:2] ** 2).clamp(min=0)
+    levels = (means[:2] + centre) ** 2
+    structure = spread * variances[0] / (spread * (variances[0] + variances[1]) / 2 + e2)
+    level = levels[0] / ((levels[0] + levels[1]) / 2 + e1)
     return level, structure
 
 

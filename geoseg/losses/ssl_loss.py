@@ -115,29 +115,39 @@ class StructuralSimilarityLoss(Loss):
         losses = F.binary_cross_entropy_with_logits(scores, shares, reduction="none")
         bce = mean_over(losses, valid.expand_as(losses))
         chances = torch.sigmoid(scores) if self.prob == "sigmoid" else torch.softmax(scores, dim=1)
-        flags = valid.to(scores.dtype)
-        error = (self._normalised(shares, flags) - self._normalised(chances, flags)).abs().where(valid, 0)
+        mass = self._mass(valid, scores)
+        error = (self._normalised(shares, valid, mass) - self._normalised(chances, valid, mass)).abs().where(valid, 0)
         found = error.detach()
         hard = found > self.beta * found.amax(_SCOPES[self.scope], keepdim=True) if found.numel() else found > 0
         count = hard.sum()
         structural = ((found if self.detach_weight else error) * losses * hard).sum() / count.clamp(min=1)
         return StructuralParts(self.lam * bce + (1 - self.lam) * structural, bce, structural, count, error)
 
-    def _normalised(self, values: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
+    def _mass(self, valid: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
+        """Return the weight of each window's valid part (N or 1, 1, H, W), above 0; None where it is 1 everywhere."""
+        if bool(valid.all()):
+            if self.border != "renormalised":
+                return None
+            valid = valid[:1]
+        outside = 1.0 if self.border == "zero" else 0.0
+        mass = window_means(self._padded(valid.to(like), outside), gaussian(self.window, self.sigma, like))
+        return mass.where(mass > 0, 1)
+
+    def _normalised(self, values: torch.Tensor, valid: torch.Tensor, mass: torch.Tensor | None) -> torch.Tensor:
         """Return (x − μ + C4) / (σ + C4), where μ and σ are of the window's valid part: (N, K, H, W)."""
-        weights = gaussian(self.window, self.sigma, values)
-        mass = window_means(self._padded(flags), weights)
-        mass = mass.where(mass > 0, 1)
-        mean = window_means(self._padded(values * flags), weights) / mass
-        square = window_means(self._padded(values * values * flags), weights) / mass
+        maps = torch.cat([values, values * values], 1)
+        if mass is not None:
+            maps = maps.where(valid, 0)
+        means = window_means(self._padded(maps), gaussian(self.window, self.sigma, values))
+        if mass is not None:
+            means = means / mass
+        mean, square = means.chunk(2, 1)
         deviation = torch.sqrt((square - mean * mean).clamp(min=0) + 1e-8)
         return (values - mean + self.c4) / (deviation + self.c4)
 
-    def _padded(self, values: torch.Tensor) -> torch.Tensor:
-        """Return maps or flags with the surroundings that the border says.  Zeros count as image, nothing does not."""
+    def _padded(self, values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
+        """Return maps with the surroundings that the border says: their mirror image, or the value ``outside``."""
         margin = self.window // 2
         if self.border == "reflect":
             return reflected(values, margin)
-        is_flags = values.shape[1] == 1 and self.num_classes > 1
-        outside = 1.0 if is_flags and self.border == "zero" else 0.0
         return F.pad(values, (margin, margin, margin, margin), value=outside)
