@@ -41,8 +41,8 @@ _SSIM_SOURCE = "Brunet, Vrscay, Wang 2012, IEEE TIP 21(4) 1488"
 
 def _overlap(name: str, summary: str, source: str, kind: str, *options: str) -> Entry:
     """Return the entry of a loss of segmentation_models_pytorch."""
-    given = () if kind == "LovaszLoss" else ("class_weights", "smooth")
-    return Entry(LossInfo(name, summary, source, (*given, *options)), "geoseg.losses.overlap:OverlapLoss", {"of": kind})
+    info = LossInfo(name, summary, source, ("class_weights", "smooth", *options))
+    return Entry(info, "geoseg.losses.overlap:OverlapLoss", {"of": kind})
 
 
 def _ssim(name: str, summary: str) -> Entry:
@@ -106,8 +106,9 @@ ENTRIES = {
             "TverskyLoss",
             *("alpha", "beta", "gamma"),
         ),
-        _overlap(
-            "lovasz", "convex extension of 1 − IoU", "Berman, Triki, Blaschko 2018, arXiv 1705.08790; smp", "LovaszLoss"
+        Entry(
+            LossInfo("lovasz", "convex extension of 1 − IoU", "Berman, Triki, Blaschko 2018, arXiv 1705.08790"),
+            "geoseg.losses.lovasz:Lovasz",
         ),
         Entry(
             LossInfo(

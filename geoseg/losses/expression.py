@@ -79,6 +79,8 @@ def _options(text: str | None, name: str) -> dict[str, Any]:
             raise ConfigError(f"loss {name} has {part.strip()!r} in its brackets: write option=value.")
         if key not in ENTRIES[name].info.options:
             raise ConfigError(unknown_name(f"option of loss {name}", key, ENTRIES[name].info.options))
+        if key in options:
+            raise ConfigError(f"loss {name} has {key} twice in its brackets: give it once.")
         options[key] = tuple(map(_value, filter(None, value.split("/")))) if "/" in value else _value(value)
     return options
 

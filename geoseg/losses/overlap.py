@@ -13,14 +13,14 @@ from geoseg.losses.loss import Loss, Target, checked_weights
 
 
 class OverlapLoss(Loss):
-    """Dice, Jaccard, Tversky or Lovász loss of the whole batch's valid pixels, averaged over the classes.
+    """Dice, Jaccard or Tversky loss of the whole batch's valid pixels, averaged over the classes.
 
-    The library's own masks leave ignored pixels in some of the sums; here only valid pixels reach it.  Of dice,
-    jaccard and tversky a class without any pixel in the batch counts as loss 0; lovasz averages the others.
+    The library's own masks leave ignored pixels in some of the sums; here only valid pixels reach it.  A class
+    without any pixel in the batch counts as loss 0.
 
     Args:
         of: the class in ``segmentation_models_pytorch.losses``.
-        class_weights: (K,), for all but Lovász.
+        class_weights: (K,).
         smooth: added to both areas of the quotient, 0 or more.
         alpha: Tversky's weight of false alarms, 0 or more.
         beta: Tversky's weight of misses, 0 or more.

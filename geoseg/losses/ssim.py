@@ -236,15 +236,18 @@ def _complements(
     so no gradient flows through it.
     """
     e1, e2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    both = torch.stack([x - y, x + y])
     if valid is None:
-        centre = both.detach().mean((-2, -1), keepdim=True)
-        both = both - centre
+        centre_x, centre_y = (each.detach().mean((-2, -1), keepdim=True) for each in (x, y))
     else:
-        both = both.where(valid, 0)
         known = valid.sum((-2, -1), keepdim=True).clamp(min=1)
-        centre = both.detach().sum((-2, -1), keepdim=True) / known
-        both = (both - centre).where(valid, 0)
+        x, y = x.where(valid, 0), y.where(valid, 0)
+        centre_x, centre_y = (each.detach().sum((-2, -1), keepdim=True) / known for each in (x, y))
+    # Levels go first: the sum of two large numbers is rounded before they are.
+    x, y = x - centre_x, y - centre_y
+    both = torch.stack([x - y, x + y])
+    centre = torch.stack([centre_x - centre_y, centre_x + centre_y])
+    if valid is not None:
+        both = both.where(valid, 0)
     means = window_means(torch.cat([both, both * both]).flatten(0, 1), weights).unflatten(0, (4, len(x)))
     if mass is not None:
         means = means / mass.where(mass > 0, 1)
