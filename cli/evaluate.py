@@ -57,6 +57,13 @@ if TYPE_CHECKING:
 @click.option("--json", "json_file", type=click.Path(), metavar="F", help="Also write all figures as JSON.")
 @click.option("--html", "html_file", type=click.Path(), metavar="F", help="Also write a page with tables and maps.")
 @click.option("--errors", "errors_file", type=click.Path(), metavar="F.tif", help="Also write where it is wrong (COG).")
+@click.option(
+    "--structure",
+    "structure_file",
+    type=click.Path(),
+    metavar="F.tif",
+    help="Also compare in windows of 11 pixels and write structural similarity: bands S1, S2 and D2 (COG).",
+)
 @click.option("--chunk", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX", help="Block side.")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -115,6 +122,10 @@ def _say(result: Evaluation) -> None:
     if objects:
         scores = {"precision": "precision", "recall": "recall", "f1": "F1"}
         lines += [[f"object {told} at IoU 0.5", _number(record["objects"][name])] for name, told in scores.items()]
+    if "structure" in record:
+        names = {"s1": "S1 (level)", "s2": "S2 (structure)", "ssim": "SSIM"}
+        lines += [[f"mean {told}, classes present", _number(record["structure"][key])] for key, told in names.items()]
+        lines.append(["D2 of the maps", _number(record["structure"]["d2"])])
     if "calibration" in record:
         lines.append(["expected calibration error", _number(record["calibration"]["expected_error"])])
     lines += [

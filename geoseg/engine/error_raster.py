@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.windows import Window as RasterioWindow
 
 from geoseg.classes import Classes, LabelClass
+from geoseg.engine.block_raster import block_raster
 from geoseg.engine.comparing import LEFT_OUT, RIGHT, WRONG
-from geoseg.engine.nearest import Place
 from geoseg.grid import Window
 from geoseg.outputs.cog import write_label_cog
-from geoseg.outputs.staging import writing
 
 _CLASSES = Classes(
     (
@@ -39,24 +34,6 @@ def error_raster(path: str | os.PathLike[str], place: GeoBox) -> Iterator[Callab
     Raises:
         OutputError: ``path`` cannot be written, or the disk is full.
     """
-    path = Path(path)
-    with writing(path):
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name[:40]}.", dir=path.parent)
-    with folder as name:
-        plain = Path(name) / "errors.tif"
-        shape = Place.of(place).shape
-        with (
-            writing(path),
-            rasterio.open(
-                plain, "w", driver="GTiff", dtype="uint8", count=1, height=shape[0], width=shape[1],
-                crs=rasterio.crs.CRS.from_wkt(Place.of(place).crs.to_wkt()), transform=place.affine,
-                tiled=True, blockxsize=512, blockysize=512, compress="deflate", zlevel=1, bigtiff="IF_SAFER",
-            ) as file,
-        ):  # fmt: skip
-
-            def write(window: Window, values: NDArray[np.uint8]) -> None:
-                with writing(path):
-                    file.write(values, 1, window=RasterioWindow(window.col, window.row, window.width, window.height))
-
-            yield write
-        write_label_cog(plain, path, _CLASSES)
+    finish = lambda plain: write_label_cog(plain, path, _CLASSES)  # noqa: E731
+    with block_raster(path, place, dtype="uint8", bands=1, finish=finish) as write:
+        yield lambda window, values: write(window, values[None])

@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from geoseg.boundaries import reach
 from geoseg.classes import Classes
+from geoseg.engine.block_raster import block_raster
 from geoseg.engine.burnt import BurntPolygons
 from geoseg.engine.class_matching import Matched, match
 from geoseg.engine.comparing import Counts, Maps, compare
@@ -36,10 +37,12 @@ from geoseg.engine.label_sides import (
 )
 from geoseg.engine.nearest import OnGrid, Place
 from geoseg.engine.objects import InnerPoints, Objects, match_objects, objects_of_raster
+from geoseg.engine.structure import Structure, compare_structure, of_classes
 from geoseg.errors import ConfigError, LabelsError, SceneError
 from geoseg.geodesy import ground_resolution
 from geoseg.grid import Window
 from geoseg.metrics import IGNORED
+from geoseg.outputs.cog import write_structure_cog
 from geoseg.outputs.staging import check_place, staged, writing
 from geoseg.scene import open_scene
 from geoseg.vector.labels import RasterBlocks
@@ -72,6 +75,7 @@ def evaluate(
     json_file: str | os.PathLike[str] | None = None,
     html_file: str | os.PathLike[str] | None = None,
     errors_file: str | os.PathLike[str] | None = None,
+    structure_file: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     chunk: int = 2048,
     progress: Progress | None = None,
@@ -105,6 +109,8 @@ def evaluate(
         json_file: where to write all figures.
         html_file: where to write a page with tables and maps.
         errors_file: where to write a COG of right (0), wrong (1) and ignored (2) pixels.
+        structure_file: where to write a COG of structural similarity, S1, S2 and D2 of the window around each pixel, on
+            the grid of the comparison; its means are among the figures then.
         overwrite: replace these files.
         chunk: side of a block in pixels.
         progress: called with a stage, steps done and steps in all.
@@ -115,7 +121,7 @@ def evaluate(
         ConfigError: an option that makes no sense.
         OutputError: an output that cannot be written.
     """
-    outputs = [Path(path) for path in (json_file, html_file, errors_file) if path is not None]
+    outputs = [Path(path) for path in (json_file, html_file, errors_file, structure_file) if path is not None]
     for path in outputs:
         check_place(path, overwrite)
     _refuse_options(erode, chunk, attribute, (prediction, reference), len({*outputs}) < len(outputs))
@@ -142,6 +148,9 @@ def evaluate(
         )
         # Inside the block: a comparison of nothing leaves no error raster behind.
         _refuse_nothing(counts, os.fspath(prediction), os.fspath(reference), confidence)
+        structure = None
+        if structure_file is not None:
+            structure = _structure(structure_file, maps, counts, matched.classes, place, chunk, progress)
     scores = None
     if objects:
         numbers, iou = match_objects(found[0], found[1], (points[0].counted, points[1].counted), len(matched.classes))
@@ -158,6 +167,7 @@ def evaluate(
         boundaries=Boundaries(counts.boundaries, boundary),
         objects=scores,
         calibration=counts.calibration if confidence is not None else None,
+        structure=structure,
         pictures=counts.pictures,
         notes=_notes(sides, matched),
     )
@@ -293,6 +303,29 @@ def _objects(sides: tuple[Side, Side], matched: Matched, place: GeoBox) -> tuple
         else:
             found.append(Objects.of(side.geometry, _indices(side, things), Place.of(place).shape))
     return tuple(found)
+
+
+def _structure(
+    path: str | os.PathLike[str],
+    maps: Maps,
+    counts: Counts,
+    classes: Classes,
+    place: GeoBox,
+    chunk: int,
+    progress: Progress | None,
+) -> Structure:
+    """Write the structural similarity of both maps, of the classes that occur in either, and return its means."""
+    present = [(int(index), classes[index].name) for index in np.flatnonzero(counts.matrix.present)]
+    pair = of_classes(maps.shape, maps.reference, maps.prediction, maps.area, present)
+    with block_raster(
+        path, place, dtype="float32", bands=3, finish=lambda plain: write_structure_cog(plain, path)
+    ) as write:
+        return compare_structure(
+            pair,
+            chunk=chunk,
+            write=write,
+            progress=None if progress is None else lambda done, total: progress("structure", done, total),
+        )
 
 
 def _distance_px(text: str, place: GeoBox) -> tuple[float, float]:

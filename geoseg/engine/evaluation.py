@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.classes import Classes
+from geoseg.engine.structure import Structure
 from geoseg.metrics import Calibration, Confusion, ObjectCounts, Overlap
 
 
@@ -72,6 +73,7 @@ class Evaluation:
         boundaries: boundary IoU.
         objects: objects at IoU 0.5; None if not asked for.
         calibration: None without a confidence.
+        structure: structural similarity of the classes that occur; None if not asked for.
         pictures: small maps; None if no report was asked for.
         notes: what a user should know.
     """
@@ -87,6 +89,7 @@ class Evaluation:
     boundaries: Boundaries
     objects: ObjectScores | None
     calibration: Calibration | None
+    structure: Structure | None
     pictures: Pictures | None
     notes: tuple[str, ...]
 
@@ -121,6 +124,8 @@ class Evaluation:
                 "largest_error": self.calibration.largest_error,
                 "bins": self.calibration.rows(),
             }
+        if self.structure is not None:
+            record["structure"] = self.structure.as_dict()
         defined: dict[str, Any] = _defined(record)
         return defined
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 import xml.etree.ElementTree as ET
@@ -19,7 +20,12 @@ from rasterio.io import MemoryFile
 from geoseg.classes import Classes, LabelClass, default_color
 from geoseg.errors import LabelsError
 from geoseg.outputs.pam import read_category_names, write_category_names
-from geoseg.outputs.qgis import write_confidence_style, write_label_style, write_uncertainty_style
+from geoseg.outputs.qgis import (
+    write_confidence_style,
+    write_label_style,
+    write_structure_style,
+    write_uncertainty_style,
+)
 from geoseg.outputs.staging import staged, writing
 
 # Outside 0 to 1, exact in float32 and equal to itself: every reader can mask it, which NaN cannot claim.
@@ -30,6 +36,7 @@ STORED_CONFIDENCE_NODATA = 65535
 # As for confidences.
 UNCERTAINTY_NODATA = -1.0
 CLASSES_TAG = "CLASSES"
+STRUCTURE_BANDS = ("S1", "S2", "D2")
 
 _CACHE_MB = 128
 _BLOCK_PX = 512
@@ -113,6 +120,29 @@ def write_uncertainty_cog(source: str | os.PathLike[str], path: str | os.PathLik
             view.name(name)
         _copy(view, temporary, RESAMPLING="AVERAGE", PREDICTOR="YES", LEVEL="1")
         write_uncertainty_style(temporary, beside=path)
+
+
+def write_structure_cog(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Write the bands S1, S2 and D2 of a structural comparison as a float32 COG with a QGIS style; replaces ``path``.
+
+    Pixels without a value are NaN: S2 and D2 leave no number free that all readers could mask.  Overviews hold means.
+
+    Args:
+        source: what GDAL opens: the three bands.
+        path: the GeoTIFF to be.
+
+    Raises:
+        OutputError: ``source`` cannot be read, ``path`` cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    with staged(path) as temporary, writing(path):
+        view = _View(source, 1, "Float32", math.nan)
+        view.name(STRUCTURE_BANDS[0])
+        for band, name in enumerate(STRUCTURE_BANDS[1:], 2):
+            view.add(band, "Float32", math.nan)
+            view.name(name)
+        _copy(view, temporary, RESAMPLING="AVERAGE", PREDICTOR="YES", LEVEL="1")
+        write_structure_style(temporary, beside=path)
 
 
 def read_classes(path: str | os.PathLike[str]) -> Classes | None:

@@ -97,6 +97,11 @@ def write_uncertainty_style(path: str | os.PathLike[str], beside: str | os.PathL
     return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 1)), Path(beside or path))
 
 
+def write_structure_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
+    """Write the style of the structural comparison ``path``: its third band, the distance; see the functions above."""
+    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 3)), Path(beside or path))
+
+
 def layer_name(path: str | os.PathLike[str]) -> str:
     """Return the name of the layer in ``path``: the file's stem as a plain identifier.
 

@@ -89,6 +89,8 @@ def _page(
                 [(_text(c["name"]), *_numbers(c, "iou", "f1", "precision", "recall")) for c in eroded["classes"]],
             ),
         ]
+    if "structure" in record:
+        parts += ["<h2>Structural similarity</h2>", _structure(record["structure"])]
     if "calibration" in record:
         parts += ["<h2>Confidence</h2>", _reliability(record["calibration"])]
     parts += [f'<p class="what">{_text(note)}</p>' for note in record["notes"]]
@@ -159,6 +161,17 @@ def _matrix(matrix: Sequence[Sequence[int]], classes: Classes) -> str:
         ]
         rows.append([name, *cells])
     return _table(["", *names], rows)
+
+
+def _structure(structure: dict[str, Any]) -> str:
+    side, windows = structure["window"], structure["windows"]
+    told = (
+        f"Over the {windows:,} windows of {side} × {side} pixels without an unlabelled one; a class is 1 inside and 0 "
+        "outside. S1 compares areas, S2 shapes; both are 1 where the maps agree. D2 is a distance, 0 where they agree."
+    )
+    rows = [(_text(each["name"]), *_numbers(each, "s1", "s2", "ssim", "d2")) for each in structure["planes"]]
+    rows.append(("mean of the classes present", *_numbers(structure, "s1", "s2", "ssim", "d2")))
+    return f'<p class="what">{told}</p>' + _table(("class", "mean S1", "mean S2", "mean SSIM", "D2"), rows)
 
 
 def _reliability(calibration: dict[str, Any]) -> str:

@@ -75,6 +75,17 @@ def test_files_tell_the_same(pair, tmp_path, capsys):
     assert Path(f"{outputs[2].with_suffix('')}.qml").exists()
 
 
+def test_structure_is_told(pair, tmp_path, capsys):
+    assert _run("evaluate", *pair, "--structure", tmp_path / "s.tif", "--json", tmp_path / "s.json", "-q") == 0
+    cells = _cells(capsys.readouterr().out)
+    record = json.loads((tmp_path / "s.json").read_text())["structure"]
+    names = {"s1": "mean S1 (level), classes present", "s2": "mean S2 (structure), classes present"}
+    for key, name in {**names, "ssim": "mean SSIM, classes present", "d2": "D2 of the maps"}.items():
+        assert cells[name] == [f"{record[key]:.4f}"]
+        assert 0 < record[key] < 1
+    assert (tmp_path / "s.tif").stat().st_size > 0
+
+
 def test_without_objects_nothing_is_said_of_them(pair, capsys):
     assert _run("evaluate", *pair, "--no-objects") == 0
     assert "object" not in capsys.readouterr().out

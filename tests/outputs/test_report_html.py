@@ -13,6 +13,7 @@ from rasterio.io import MemoryFile
 
 from geoseg.classes import Classes
 from geoseg.engine.evaluation import Boundaries, Evaluation, ObjectScores
+from geoseg.engine.structure import Structure
 from geoseg.metrics import Calibration, Confusion, ObjectCounts, Overlap
 from geoseg.outputs.report_html import write_report
 
@@ -58,6 +59,9 @@ def page(tmp_path: Path) -> str:
         boundaries=Boundaries(Overlap(counts, counts, counts * 2), "3px"),
         objects=ObjectScores(ObjectCounts(np.array([0, 4]), np.array([0, 1]), np.array([0, 2])), 0.8),
         calibration=Calibration(np.array([0, 5]), np.array([0, 4]), np.array([0, 5 * 2**23])),
+        structure=Structure(
+            ("background", '<b>"roof" & co'), 1.0, 4, np.array([0.5, 1]), np.array([1.0, 2]), np.array([3.0, 1])
+        ),
         pictures=None, notes=("A note & more.",),
     )  # fmt: skip
     write_report(tmp_path / "report.html", result.as_dict(), CLASSES, (REFERENCE, PREDICTION, WRONG))
@@ -84,7 +88,8 @@ def test_names_are_shown_as_they_are(page):
 
 def test_figures_are_those_of_the_record(page):
     cells = _parsed(page).cells
-    for figure in (0.8, 2 / 3, 0.5, 0.7273):
+    structure = (1 - 0.75 / 4, 1 - 1.5 / 4, 2 / 4, (2.25 / 4) ** 0.5, 1 - 0.5 / 4, 1 - 2 / 4, 3 / 4, (3 / 4) ** 0.5)
+    for figure in (0.8, 2 / 3, 0.5, 0.7273, *structure):
         assert f"{figure:.4f}" in cells
     assert "2 66.7 %" in cells  # two of three pixels of the second class
     assert "–" in cells  # the second class has no pixels away from boundaries
