@@ -66,7 +66,7 @@ class CrossEntropy(_Weighted):
     def _of_shares(self, scores: torch.Tensor, target: Target, weights: torch.Tensor) -> torch.Tensor:
         # PyTorch's own form for shares knows no ignored pixels, so the mask is applied here.
         shares = target.shares(scores.dtype)
-        smooth = self.label_smoothing / self.num_classes * target.valid.unsqueeze(1)
+        smooth = self.label_smoothing / self.num_classes * target.valid.unsqueeze(1).to(shares)
         columns = weights[:, None, None]
         losses = ((1 - self.label_smoothing) * shares + smooth) * F.log_softmax(scores, dim=1) * columns
         total = (shares * columns).sum()
