@@ -66,6 +66,70 @@ def test_scores_equal_torchmetrics(seed, classes):
     assert scores.mean_iou == pytest.approx(float(tm.multiclass_jaccard_index(given_, target, classes)), abs=1e-6)
 
 
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_pooled_scores_equal_torchmetrics_with_its_own_ignore_index(seed, classes):
+    tm = pytest.importorskip("torchmetrics.classification")
+    import torch
+
+    metrics = {
+        "matrix": tm.MulticlassConfusionMatrix(classes, ignore_index=IGNORED),
+        "overall_accuracy": tm.MulticlassAccuracy(classes, average="micro", ignore_index=IGNORED),
+        "recall": tm.MulticlassAccuracy(classes, average="none", ignore_index=IGNORED),
+        "mean_f1": tm.MulticlassF1Score(classes, average="macro", ignore_index=IGNORED),
+        "mean_iou": tm.MulticlassJaccardIndex(classes, average="macro", ignore_index=IGNORED),
+    }
+    total = np.zeros((classes, classes), np.int64)
+    for scene in range(3):
+        reference, prediction = _maps(seed + scene, classes)
+        reference[prediction == IGNORED] = IGNORED  # there a prediction always has a class
+        total += confusion_matrix(reference, prediction, classes)
+        given_ = np.where(prediction == IGNORED, 0, prediction)
+        for metric in metrics.values():
+            metric.update(torch.from_numpy(given_.astype(np.int64)), torch.from_numpy(reference.astype(np.int64)))
+    scores = Confusion(total)
+    for name, metric in metrics.items():
+        assert np.nan_to_num(getattr(scores, name)) == pytest.approx(metric.compute().numpy(), abs=1e-6), name
+
+
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_scores_equal_scikit_learn(seed, classes):
+    theirs = pytest.importorskip("sklearn.metrics")
+    reference, prediction = _maps(seed, classes)
+    counted = (reference != IGNORED) & (prediction != IGNORED)
+    pair = reference[counted], prediction[counted]
+    scores, every = Confusion(confusion_matrix(reference, prediction, classes)), {"labels": list(range(classes))}
+    assert np.array_equal(scores.matrix, theirs.confusion_matrix(*pair, **every))
+    for name, function in (
+        ("iou", theirs.jaccard_score),
+        ("f1", theirs.f1_score),
+        ("precision", theirs.precision_score),
+        ("recall", theirs.recall_score),
+    ):
+        assert np.nan_to_num(getattr(scores, name)) == pytest.approx(
+            function(*pair, average=None, zero_division=0, **every), abs=1e-12
+        )
+    assert scores.overall_accuracy == pytest.approx(theirs.accuracy_score(*pair), abs=1e-12)
+    assert scores.kappa == pytest.approx(theirs.cohen_kappa_score(*pair), abs=1e-12)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_scores_by_pixel_sets(seed, classes):
+    """As sets of pixels, without a matrix; and F1 = 2 IoU / (1 + IoU)."""
+    reference, prediction = _maps(seed, classes)
+    counted = (reference != IGNORED) & (prediction != IGNORED)
+    scores = Confusion(confusion_matrix(reference, prediction, classes))
+    for index in range(classes):
+        true, given_ = ((each == index) & counted for each in (reference, prediction))
+        found = {
+            "iou": (true & given_).sum() / max((true | given_).sum(), 1) if (true | given_).any() else math.nan,
+            "precision": (true & given_).sum() / given_.sum() if given_.any() else math.nan,
+            "recall": (true & given_).sum() / true.sum() if true.any() else math.nan,
+        }
+        for name, value in found.items():
+            assert getattr(scores, name)[index] == pytest.approx(value, rel=1e-12, nan_ok=True)
+    assert scores.f1 == pytest.approx(2 * scores.iou / (1 + scores.iou), rel=1e-12, nan_ok=True)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 22), st.integers(1, 30))
 def test_counts_of_parts_add_up_to_the_whole(seed, row, col):
     reference, prediction = _maps(seed, 5)
