@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from geoseg.errors import ConfigError
 from geoseg_cli.progress import shown
 
 if TYPE_CHECKING:
     from geoseg.engine.evaluation import Evaluation
+
+
+_STRUCTURE = {
+    "s1": "mean S1 (level), {}",
+    "s2": "mean S2 (structure), {}",
+    "ssim": "mean SSIM, {}",
+    "d2": "D2 of the maps",
+}
+# What goes with --values: all else is about classes.
+_OF_VALUES = {"structure_file", "data_range", "json_file", "chunk", "overwrite"}
 
 
 @click.command("evaluate")
@@ -64,11 +75,31 @@ if TYPE_CHECKING:
     metavar="F.tif",
     help="Also compare in windows of 11 pixels and write structural similarity: bands S1, S2 and D2 (COG).",
 )
+@click.option(
+    "--values",
+    is_flag=True,
+    help="Compare the values of two rasters, band by band, not classes: structural similarity alone.",
+)
+@click.option(
+    "--data-range",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="L",
+    help="With --values: what lies between the least and the largest possible value; by default the pixel type's.",
+)
 @click.option("--chunk", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX", help="Block side.")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.pass_context
 def command(
-    prediction: str, reference: str, classes: str | None, no_objects: bool, quiet: bool, **options: Any
+    context: click.Context,
+    prediction: str,
+    reference: str,
+    classes: str | None,
+    no_objects: bool,
+    values: bool,
+    data_range: float | None,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Compare PREDICTION with REFERENCE: label rasters or polygons, in any CRS and on any grid.
 
@@ -81,6 +112,13 @@ def command(
     import geoseg
     from geoseg.classes import Classes
 
+    if values:
+        _refuse_options_of_classes(context)
+        given = {name: options[name] for name in _OF_VALUES - {"data_range"}}
+        _compare_values(prediction, reference, quiet, data_range=data_range, **given)
+        return
+    if data_range is not None:
+        raise ConfigError("--data-range goes with --values: a class is 0 or 1.")
     table = None if classes is None else Classes.parse(classes)
     with shown(quiet) as progress:
         result = geoseg.evaluate(
@@ -89,6 +127,32 @@ def command(
     for note in result.notes:
         click.echo(f"Note: {note}", err=True)
     _say(result)
+
+
+def _refuse_options_of_classes(context: click.Context) -> None:
+    source = click.core.ParameterSource.COMMANDLINE
+    for option in context.command.params:
+        name = str(option.name)
+        fits = name in _OF_VALUES | {"prediction", "reference", "values", "quiet"}
+        if not fits and context.get_parameter_source(name) is source:
+            raise ConfigError(f"{option.opts[0]} is about classes: leave it out, or leave out --values.")
+
+
+def _compare_values(prediction: str, reference: str, quiet: bool, **options: Any) -> None:
+    """Compare two rasters of values, and print the figures."""
+    from geoseg.engine.values import compare_values
+
+    with shown(quiet) as progress:
+        record = compare_values(prediction, reference, progress=progress, **options)
+    for note in record["notes"]:
+        click.echo(f"Note: {note}", err=True)
+    found = record["structure"]
+    if len(found["planes"]) > 1:
+        bands = [[each["name"], *(_number(each[key]) for key in _STRUCTURE)] for each in found["planes"]]
+        _table([["band", "S1", "S2", "SSIM", "D2"], *bands])
+        click.echo()
+    lines = [[name.format("bands"), _number(found[key])] for key, name in _STRUCTURE.items()]
+    _table([*lines, ["data range", f"{found['data_range']:g}"], ["windows compared", str(found["windows"])]])
 
 
 def _say(result: Evaluation) -> None:
@@ -123,9 +187,9 @@ def _say(result: Evaluation) -> None:
         scores = {"precision": "precision", "recall": "recall", "f1": "F1"}
         lines += [[f"object {told} at IoU 0.5", _number(record["objects"][name])] for name, told in scores.items()]
     if "structure" in record:
-        names = {"s1": "S1 (level)", "s2": "S2 (structure)", "ssim": "SSIM"}
-        lines += [[f"mean {told}, classes present", _number(record["structure"][key])] for key, told in names.items()]
-        lines.append(["D2 of the maps", _number(record["structure"]["d2"])])
+        lines += [
+            [name.format("classes present"), _number(record["structure"][key])] for key, name in _STRUCTURE.items()
+        ]
     if "calibration" in record:
         lines.append(["expected calibration error", _number(record["calibration"]["expected_error"])])
     lines += [

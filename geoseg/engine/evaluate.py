@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
@@ -25,7 +24,7 @@ from geoseg.engine.class_matching import Matched, match
 from geoseg.engine.comparing import Counts, Maps, compare
 from geoseg.engine.error_raster import error_raster
 from geoseg.engine.evaluation import Boundaries, Evaluation, ObjectScores
-from geoseg.engine.evaluation_grid import choose_grid
+from geoseg.engine.evaluation_grid import choose_grid, described
 from geoseg.engine.label_sides import (
     RasterSide,
     VectorSide,
@@ -159,7 +158,7 @@ def evaluate(
         prediction=os.fspath(prediction),
         reference=os.fspath(reference),
         classes=matched.classes,
-        grid=_told(place),
+        grid=described(place),
         pixels=counts.pixels,
         scores=counts.matrix,
         eroded=counts.eroded if erode > 0 else None,
@@ -360,17 +359,6 @@ def _refuse_nothing(counts: Counts, prediction: str, reference: str, confidence:
         raise SceneError(
             f"{os.fspath(confidence)} has no value where labels are compared: give the confidence of {prediction}."
         )
-
-
-def _told(place: GeoBox) -> dict[str, Any]:
-    crs = Place.of(place).crs
-    code = crs.to_epsg()
-    return {
-        "crs": f"EPSG:{code}" if code else crs.to_wkt(),
-        "transform": [float(value) for value in tuple(Affine(*place.affine[:6]))[:6]],
-        "shape": list(Place.of(place).shape),
-        "pixel_m": [float(value) for value in ground_resolution(place)],
-    }
 
 
 def _notes(sides: tuple[Side, Side], matched: Matched) -> tuple[str, ...]:

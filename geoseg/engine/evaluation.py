@@ -126,7 +126,7 @@ class Evaluation:
             }
         if self.structure is not None:
             record["structure"] = self.structure.as_dict()
-        defined: dict[str, Any] = _defined(record)
+        defined: dict[str, Any] = without_nan(record)
         return defined
 
     def _of_class(self, index: int) -> dict[str, Any]:
@@ -144,10 +144,10 @@ class Evaluation:
         return record
 
 
-def _defined(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Return the record with None in place of NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _defined(part) for key, part in value.items()}
+        return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_defined(part) for part in value]
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -11,6 +12,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from geoseg.engine.label_sides import RasterSide, read_frame
+from geoseg.engine.nearest import Place
 from geoseg.errors import ConfigError, SceneError
 from geoseg.geodesy import ground_resolution
 
@@ -45,6 +47,18 @@ def choose_grid(
     own = raster.place
     grid = GeoBox(own.shape, own.affine, CRS(own.crs.to_wkt()))
     return grid if resolution is None else _at(grid, resolution)
+
+
+def described(grid: GeoBox) -> dict[str, Any]:
+    """Return what a reader needs to know of a grid, as a plain record."""
+    place = Place.of(grid)
+    code = place.crs.to_epsg()
+    return {
+        "crs": f"EPSG:{code}" if code else place.crs.to_wkt(),
+        "transform": [float(value) for value in tuple(grid.affine)[:6]],
+        "shape": list(place.shape),
+        "pixel_m": [float(value) for value in ground_resolution(grid)],
+    }
 
 
 def _at(grid: GeoBox, metres: float) -> GeoBox:

@@ -12,7 +12,7 @@ import pytest
 from geoseg.classes import Classes
 from geoseg.outputs.cog import write_label_cog
 from geoseg_cli.main import main
-from tests.conftest import write_raster
+from tests.conftest import asymmetric, write_raster
 
 
 @pytest.fixture
@@ -86,6 +86,21 @@ def test_structure_is_told(pair, tmp_path, capsys):
     assert (tmp_path / "s.tif").stat().st_size > 0
 
 
+def test_values_are_compared_band_by_band(tmp_path, capsys):
+    images = [asymmetric(2, 30, 30), asymmetric(2, 30, 30)[:, ::-1]]
+    paths = [write_raster(tmp_path / f"{i}.tif", image) for i, image in enumerate(images)]
+    options = ["--values", "--structure", tmp_path / "s.tif", "--json", tmp_path / "s.json", "-q"]
+    assert _run("evaluate", *paths, *options) == 0
+    cells = _cells(capsys.readouterr().out)
+    record = json.loads((tmp_path / "s.json").read_text())["structure"]
+    assert cells["band"] == ["S1", "S2", "SSIM", "D2"]
+    for each in record["planes"]:
+        assert cells[each["name"]] == [f"{each[key]:.4f}" for key in ("s1", "s2", "ssim", "d2")]
+    assert cells["D2 of the maps"] == [f"{record['d2']:.4f}"]
+    assert cells["data range"] == ["255"]
+    assert cells["windows compared"] == ["400"]
+
+
 def test_without_objects_nothing_is_said_of_them(pair, capsys):
     assert _run("evaluate", *pair, "--no-objects") == 0
     assert "object" not in capsys.readouterr().out
@@ -98,6 +113,9 @@ def test_without_objects_nothing_is_said_of_them(pair, capsys):
         (["--grid", "reference", "--attribute", "kind"], 2, "--attribute kind is of no use"),
         (["--aoi", "missing.gpkg"], 1, "missing.gpkg does not exist"),
         (["--json", "missing/f.json"], 1, "the folder missing of the output f.json does not exist"),
+        (["--values", "--erode", "2"], 2, "--erode is about classes: leave it out, or leave out --values"),
+        (["--values", "--classes", "a,b"], 2, "--classes is about classes"),
+        (["--data-range", "10"], 2, "--data-range goes with --values"),
         (["--json", "x", "--html", "x"], 2, "two outputs have the same name"),
     ],
 )
