@@ -103,7 +103,8 @@ def command(
 ) -> None:
     """Compare PREDICTION with REFERENCE: label rasters or polygons, in any CRS and on any grid.
 
-    All figures are of counts pooled over the whole grid.  Pixels without a label on either side are left out.
+    All figures are of counts pooled over the whole grid.  Pixels without a label on either side are left out.  With
+    --values the two are rasters of measurements, compared for structure alone.
 
     \b
     Example:
