@@ -121,13 +121,25 @@ class AffinityFields(Loss):
         labels, valid = shrunk(target.labels, self.label_stride), shrunk(target.valid, self.label_stride)
         shares = shrunk(target.shares(scores.dtype), self.label_stride) > 0
         chances = torch.softmax(shrunk(scores, self.label_stride), dim=1)
-        # p, 1 − p and their logarithms are clamped apart, once for all pairs.
+        # Of two classes the second's probabilities and labels are the first's, turned round: all its terms are equal.
+        same = 2 if self.num_classes == 2 else 1
+        chances, shares = (each[:, : self.num_classes // same] for each in (chances, shares))
+        # p and 1 − p are clamped apart.
         yes, no = chances.clamp(self.eps, 1), (1 - chances).clamp(self.eps, 1)
-        maps = (yes, no, yes.log(), no.log())
         found = []
         for index, size in enumerate(self.sizes):
-            weights = tuple(self._weight(table, labels, index) for table in (self.edge_logits, self.nonedge_logits))
-            found.append(self._of_size(size, maps, shares, valid, weights))
+            weights = [self._weight(table, labels, index) for table in (self.edge_logits, self.nonedge_logits)]
+            flags = [
+                _Flags(*_overlap(dy, dx, valid.shape[-2:]), *self._flags(shares, valid, dy, dx))
+                for dy, dx in ((size * down, size * right) for down, right in _DIRECTIONS)
+            ]
+            n_edge, n_nonedge = (
+                torch.stack([getattr(each, kind).sum() for each in flags]).sum() for kind in ("edge", "nonedge")
+            )
+            edge_sum, nonedge_sum = _Sums.apply(yes, no, *weights, flags, self.margin)
+            found.append(
+                (edge_sum / n_edge.clamp(min=1), nonedge_sum / n_nonedge.clamp(min=1), same * n_edge, same * n_nonedge)
+            )
         return AffinityParts(*(torch.stack(values) for values in zip(*found, strict=True)))
 
     def _weight(self, table: Any, labels: torch.Tensor, index: int) -> torch.Tensor:
@@ -137,36 +149,92 @@ class AffinityFields(Loss):
         weights: torch.Tensor = torch.softmax(_Reversed.apply(table), dim=1)
         return weights[labels, index].unsqueeze(1)
 
-    def _of_size(
-        self,
-        size: int,
-        maps: tuple[torch.Tensor, ...],
-        shares: torch.Tensor,
-        valid: torch.Tensor,
-        weights: tuple[torch.Tensor, ...],
-    ) -> tuple[torch.Tensor, ...]:
-        """Return the edge and the other mean, and both counts."""
-        edge_sum = nonedge_sum = maps[0].new_zeros(())
-        n_edge = n_nonedge = torch.zeros((), dtype=torch.long, device=valid.device)
-        for direction in _DIRECTIONS:
-            dy, dx = (size * step for step in direction)
-            here, there = _overlap(dy, dx, valid.shape[-2:])
-            counted = self._counted(valid, dy, dx)[..., here[0], here[1]].unsqueeze(1)
-            log_p, log_not_p = (each[..., here[0], here[1]] for each in maps[2:])
-            q, not_q, log_q, log_not_q = (each[..., there[0], there[1]] for each in maps)
-            divergence = q * (log_q - log_p) + not_q * (log_not_q - log_not_p)
-            differ = shares[..., here[0], here[1]] ^ shares[..., there[0], there[1]]
-            edge, nonedge = differ & counted, ~differ & counted
-            w_edge, w_nonedge = (weight[..., here[0], here[1]] for weight in weights)
-            edge_sum = edge_sum + (w_edge * (self.margin - divergence).relu() * edge).sum()
-            nonedge_sum = nonedge_sum + (w_nonedge * divergence * nonedge).sum()
-            n_edge, n_nonedge = n_edge + edge.sum(), n_nonedge + nonedge.sum()
-        return edge_sum / n_edge.clamp(min=1), nonedge_sum / n_nonedge.clamp(min=1), n_edge, n_nonedge
+    def _flags(self, shares: torch.Tensor, valid: torch.Tensor, dy: int, dx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which entries (N, K, h, w) of the pairs at (dy, dx) are edges, and which are none."""
+        here, there = _overlap(dy, dx, valid.shape[-2:])
+        counted = self._counted(valid, dy, dx)[..., here[0], here[1]].unsqueeze(1)
+        differ = shares[..., here[0], here[1]] ^ shares[..., there[0], there[1]]
+        return differ & counted, ~differ & counted
 
     def _counted(self, valid: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
         """Return the pixels (N, H, W) whose pair with the neighbour at (dy, dx) counts."""
         counted = valid & _moved(valid, dy, dx)
         return counted & _moved(valid, -dy, -dx) if self.ignore_rule == "authors" else counted
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """The pairs in one direction: where the pixels lie and where their neighbours do, and the kind of each entry."""
+
+    here: tuple[slice, slice]
+    there: tuple[slice, slice]
+    edge: torch.Tensor
+    nonedge: torch.Tensor
+
+    def divergence(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return KL, q and 1 − q of the neighbours, and the logarithms of both quotients; ``maps`` p, 1 − p, logs."""
+        log_p, log_not_p = (each[..., self.here[0], self.here[1]] for each in maps[2:])
+        q, not_q, log_q, log_not_q = (each[..., self.there[0], self.there[1]] for each in maps)
+        first, second = log_q - log_p, log_not_q - log_not_p
+        return torch.addcmul(q * first, not_q, second), q, not_q, first, second
+
+
+class _Sums(torch.autograd.Function):
+    """The weighted sums of the edge and of the other entries, direction by direction.
+
+    The divergences are computed again for the gradient, which is written down: no map of a pair outlives its direction,
+    and the many slices cost no gradient of full size each.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        yes: torch.Tensor,
+        no: torch.Tensor,
+        w_edge: torch.Tensor,
+        w_nonedge: torch.Tensor,
+        flags: list[_Flags],
+        margin: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both sums for p and 1 − p (N, K, H, W) and the weights of the pixels (N, 1, H, W)."""
+        context.save_for_backward(yes, no, w_edge, w_nonedge)
+        context.flags, context.margin = flags, margin
+        maps = (yes, no, yes.log(), no.log())
+        edge_sum = nonedge_sum = yes.new_zeros(())
+        for each in flags:
+            divergence = each.divergence(maps)[0]
+            here = (..., *each.here)
+            edge_sum = edge_sum + (w_edge[here] * (margin - divergence).relu_() * each.edge).sum()
+            nonedge_sum = nonedge_sum + (w_nonedge[here] * divergence * each.nonedge).sum()
+        return edge_sum, nonedge_sum
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients by p, by 1 − p as if it were free, and by the weights."""
+        yes, no, w_edge, w_nonedge = context.saved_tensors
+        by_edge, by_nonedge = gradients
+        maps = (yes, no, yes.log(), no.log())
+        both, of_yes, of_no, neighbours_yes, neighbours_no = (torch.zeros_like(yes) for _ in range(5))
+        of_weights = [torch.zeros_like(w_edge), torch.zeros_like(w_nonedge)]
+        for each in context.flags:
+            here, there = (..., *each.here), (..., *each.there)
+            divergence, q, not_q, first, second = each.divergence(maps)
+            left = (context.margin - divergence).relu_()
+            if context.needs_input_grad[2]:
+                of_weights[0][here] += (left * each.edge).sum(1, keepdim=True)
+                of_weights[1][here] += (divergence * each.nonedge).sum(1, keepdim=True)
+            # By the divergence; then d KL / dq = log(q / p) + 1, d KL / dp = −q / p, and so for 1 − q and 1 − p.
+            slope = by_nonedge * w_nonedge[here] * each.nonedge - by_edge * w_edge[here] * (each.edge & (left > 0))
+            both[there] += slope
+            of_yes[there].addcmul_(slope, first)
+            of_no[there].addcmul_(slope, second)
+            neighbours_yes[here].addcmul_(slope, q)
+            neighbours_no[here].addcmul_(slope, not_q)
+        of_yes += both
+        of_no += both
+        of_yes -= neighbours_yes / yes
+        of_no -= neighbours_no / no
+        return of_yes, of_no, by_edge * of_weights[0], by_nonedge * of_weights[1], None, None
 
 
 class _Reversed(torch.autograd.Function):
