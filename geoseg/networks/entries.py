@@ -166,13 +166,12 @@ ENTRIES = {
             "Badrinarayanan, Kendall, Cipolla 2017, arXiv 1511.00561",
             encoder=None,
         ),
-        _family(
+        _own(
             "unet",
-            "Unet",
             "encoder-decoder",
             "U-Net: skip connections at every scale, the default for most maps",
             "Ronneberger, Fischer, Brox 2015, arXiv 1505.04597",
-            tile_exact=True,
+            encoder="resnet18",
         ),
         _family(
             "unet++",
