@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import keyword
 import sys
@@ -68,6 +70,9 @@ def geoseg(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 for a failure, 2 for wrong usage."""
+    if arguments is None:
+        # The process ends with the command: what it leaves need not be searched for garbage first.
+        atexit.register(gc.freeze)
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]

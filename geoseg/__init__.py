@@ -53,8 +53,11 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"geoseg.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'geoseg' has no attribute {name!r}")
+    from geoseg.collector import paused
+
     module, attribute = _LAZY[name]
-    value = getattr(importlib.import_module(module), attribute)
+    with paused():
+        value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
     return value
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
 
 from geoseg import networks
 from geoseg.bundle import Bundle, Description
 from geoseg.classes import Classes
+from geoseg.collector import paused
 from geoseg.errors import BundleError, ConfigError, one_line
 from geoseg.normalisation import Normalisation
 from geoseg.segmenters.describing import describe, plain_options
@@ -65,18 +68,20 @@ class PlainNetwork(Segmenter):
         description = bundle.description
         settings = dict(description.settings)
         try:
-            module = networks.create(
-                str(settings.get("name", "")),
-                in_channels=len(description.bands),
-                num_classes=len(description.classes),
-                encoder=settings.get("encoder"),
-                **dict(settings.get("options") or {}),
-            )
+            with paused(), _one_thread(), _Undrawn():
+                module = networks.create(
+                    str(settings.get("name", "")),
+                    in_channels=len(description.bands),
+                    num_classes=len(description.classes),
+                    encoder=settings.get("encoder"),
+                    **dict(settings.get("options") or {}),
+                )
         except (ConfigError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{bundle.path} asks for a network that this version of geoseg does not make: {one_line(error)}"
             ) from error
-        load_tensors(module, bundle.tensors(), bundle.path)
+        with _one_thread():
+            load_tensors(module, bundle.tensors(), bundle.path)
         return cls(module, spec_of(description))
 
     def prepare(self, scene: Scene) -> NetworkState:
@@ -89,11 +94,12 @@ class PlainNetwork(Segmenter):
 
     def place(self, device: torch.device) -> None:
         """Make an inference copy on ``device``: batch norm folded, channels last; the module given stays as it was."""
-        module = copy.deepcopy(self.module).eval().requires_grad_(False)
         stride = max(1, self.spec.stride)
         side = min(self.spec.tile, -(-128 // stride) * stride)
-        module = fold_batch_norm(module, (1, len(self.spec.bands), side, side))
-        self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with _one_thread():
+            module = copy.deepcopy(self.module).eval().requires_grad_(False)
+            module = fold_batch_norm(module, (1, len(self.spec.bands), side, side))
+            self.module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._channels_last = True
 
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
@@ -136,6 +142,41 @@ class PlainNetwork(Segmenter):
         if tuple(scores.shape) != expected:
             raise ConfigError(f"the network gives scores of shape {tuple(scores.shape)} where {expected} belong.")
         return scores.float()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work in one thread inside the block.
+
+    For steps this small a second one spends more time waiting than it saves, and waiting counts as processor time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where random numbers would be drawn for them: a bundle has the weights."""
+
+    _DRAWS = frozenset(
+        {
+            *(torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_),
+            *(nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_),
+            *(nn.init.xavier_normal_, nn.init.xavier_uniform_),
+        }
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, unless it fills a tensor with random numbers."""
+        kwargs = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def spec_of(description: Description) -> Spec:
@@ -265,29 +306,32 @@ def fold_batch_norm(module: nn.Module, shape: tuple[int, int, int, int]) -> nn.M
 
     The pairs are found by watching one pass over random input of ``shape`` (N, C, H, W): a batch norm whose input is
     the very tensor a convolution returned, each of them called once.  A second pass checks the result; where the
-    scores are not the same to rounding, or the network cannot take the input, an unfolded copy is returned.
+    scores are not the same to rounding, or the network cannot take the input, the module is put back as it was.
     """
-    before = copy.deepcopy(module)
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(_device(module))
+    replaced: list[tuple[nn.Module, str, Any]] = []
     try:
         with torch.inference_mode(False), torch.no_grad():
             expected, pairs = _convolutions_before_norms(module, pixels)
             if not pairs:
                 return module
             for convolution, norm in pairs:
+                replaced += [(convolution, name, getattr(convolution, name)) for name in ("weight", "bias")]
                 _merge(convolution, norm)
             merged = {norm for _, norm in pairs}
             for parent in list(module.modules()):
                 for name, child in parent.named_children():
                     if child in merged:
+                        replaced.append((parent, name, child))
                         setattr(parent, name, _remainder(child))
             difference = (main_output(module(pixels)) - expected).abs().max()
+            if difference <= _FOLDED_TOLERANCE * expected.abs().max():
+                return module
+            logger.debug("batch norm is not folded: scores would differ by %g", float(difference))
     except Exception:  # a network that is odd enough to break here works unfolded
         logger.debug("batch norm is not folded", exc_info=True)
-        return before
-    if not difference <= _FOLDED_TOLERANCE * expected.abs().max():
-        logger.debug("batch norm is not folded: scores would differ by %g", float(difference))
-        return before
+    for owner, name, value in replaced:
+        setattr(owner, name, value)
     return module
 
 

@@ -186,6 +186,42 @@ def test_a_network_that_cannot_take_the_trial_input_is_left_alone():
     assert _norms(fold_batch_norm(module, (1, 2, 16, 16))) == 1
 
 
+class _Peeking(nn.Module):
+    """Uses the weights of a convolution beside it, so that folding changes the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 3, 1, bias=False)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, pixels):
+        return self.norm(self.convolution(pixels)) * self.convolution.weight.sum()
+
+
+def test_a_network_that_folding_would_change_is_put_back_as_it_was():
+    module = _Peeking().eval()
+    _trained(module)
+    before = copy.deepcopy(module)
+    folded = fold_batch_norm(module, (1, 2, 16, 16))
+    assert _norms(folded) == 1
+    assert folded.convolution.bias is None
+    pixels = torch.randn(1, 2, 16, 16)
+    assert torch.equal(folded(pixels), before(pixels))
+
+
+@pytest.mark.parametrize(("name", "options"), [("unet", {}), ("fpn", {"encoder": "test_resnet"}), ("gsn", {})])
+def test_loading_draws_no_random_numbers_and_keeps_the_number_of_threads(tmp_path, name, options):
+    description, tensors = new_bundle(name, bands=["red", "green"], classes=CLASSES, tile=64, halo=0, seed=4, **options)
+    write_bundle(tmp_path / "m.safetensors", description, tensors)
+    torch.manual_seed(1)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    loaded = PlainNetwork.from_bundle(read_bundle(tmp_path / "m.safetensors")).module
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    for key, value in tensors_of(loaded).items():
+        np.testing.assert_array_equal(value, tensors[key])
+
+
 @pytest.mark.parametrize(("name", "halo"), [("plainconv", "auto"), ("unet", 64), ("fpn", 64)])
 def test_a_new_bundle_gives_the_scores_of_its_network(tmp_path, name, halo):
     description, tensors = new_bundle(name, bands=["red", "green"], classes=CLASSES, halo=halo, seed=7)
