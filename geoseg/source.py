@@ -18,7 +18,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from geoseg.errors import SceneError, one_line
 
 # GDAL's block cache is 5 % of the memory by default, so it would grow with the machine; this serves a row of tiles.
-_GDAL = {"GDAL_CACHEMAX": 128, "GDAL_NUM_THREADS": "1"}
+# GDAL itself takes small numbers for megabytes, rasterio all numbers for bytes.
+_GDAL = {"GDAL_CACHEMAX": 128 << 20, "GDAL_NUM_THREADS": "1"}
 # For remote reads: no listing of the folder, merged range requests, patience with a busy server but not for ever.
 _GDAL_REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",

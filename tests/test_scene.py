@@ -348,3 +348,14 @@ def test_a_scene_outside_its_crs_is_refused(raster: Make) -> None:
     scene = open_scene(raster(asymmetric(1, 9, 9), crs="EPSG:4326", transform=Affine(1, 0, 0, 0, -1, 500)))
     with pytest.raises(SceneError, match="outside the area"):
         _ = scene.resolution
+
+
+def test_decoded_blocks_are_kept(raster: Make) -> None:
+    path = raster(asymmetric(3, 128, 256), tiled=True, blockxsize=128, blockysize=128, compress="deflate")
+    scene = open_scene(path)
+    first = [scene.read(Window(0, col, 128, 128)) for col in (0, 128)]
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(bytes(size))
+    again = [scene.read(Window(0, col, 128, 128)) for col in (0, 128)]
+    assert all(np.array_equal(one.data, other.data) for one, other in zip(first, again, strict=True))

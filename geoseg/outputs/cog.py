@@ -38,7 +38,7 @@ UNCERTAINTY_NODATA = -1.0
 CLASSES_TAG = "CLASSES"
 STRUCTURE_BANDS = ("S1", "S2", "D2")
 
-_CACHE_MB = 128
+_CACHE_BYTES = 128 << 20
 _BLOCK_PX = 512
 _OPTIONS: dict[str, Any] = {
     "COMPRESS": "DEFLATE",
@@ -236,7 +236,7 @@ class _View:
 
 
 def _copy(view: _View, path: Path, **options: str) -> None:
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), warnings.catch_warnings():
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(view.xml()) as source:
             rasterio.shutil.copy(source, path, driver="COG", **_OPTIONS, **options)
