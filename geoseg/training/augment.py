@@ -1,4 +1,8 @@
-"""Radiometric augmentation: whole batches of normalised patches on their device, each patch with amounts of its own."""
+"""Radiometric augmentation: whole batches of normalised patches on their device, each patch with amounts of its own.
+
+Written out here because kornia's colour operations expect three bands from 0 to 1, and neither they nor its filters
+leave out pixels without data: as many lines would go into wrapping them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ from geoseg.training.config import AugmentConfig
 
 
 def vary(pixels: torch.Tensor, valid: torch.Tensor, augment: AugmentConfig, seed: int) -> torch.Tensor:
-    """Return the patches with other light, colours, noise and sharpness; equal seeds vary alike.
+    """Return the patches with other light, colours, noise and sharpness.
+
+    Equal seeds vary equal batches alike; what a patch gets depends on its place in the batch and on the batch's size.
 
     Args:
         pixels: (N, C, H, W) float, bands of mean 0 and deviation 1 over the scenes, 0 where invalid.

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
@@ -14,6 +16,20 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 LAST, BEST = "last.ckpt", "best.safetensors"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then renames it, so that a killed run leaves the last one as it was.
+
+    Lightning's own way goes through the system's folder for temporary files, and where that is another file system, the
+    last step is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``, whole or not at all."""
+        partial = Path(path).with_suffix(".part")
+        torch.save(checkpoint, partial)
+        partial.replace(path)
 
 
 class Checkpoints(pl.Callback):

@@ -67,7 +67,8 @@ def train(
 ) -> Report:
     """Train a network on scenes with labels and write it as a bundle.
 
-    The same call after an interruption goes on from the last checkpoint; on a CPU it ends with the same weights.
+    The same call after an interruption goes on from the last checkpoint; on a CPU it ends with the same weights.  With
+    more than one device each further one gets a process that runs the caller's script up to here, and ends here.
 
     Args:
         config: a checked configuration, its settings, or a YAML file with them.
@@ -81,7 +82,7 @@ def train(
     Raises:
         ConfigError: the configuration has faults; the message lists all.
         SceneError: a scene that cannot be used.
-        LabelsError: labels that cannot be used.
+        LabelsError: labels that cannot be used, or none where there must be some.
         OutputError: the bundle cannot be written.
         RunError: no memory, a loss that is no number, or the checkpoints of another run.
     """
@@ -95,12 +96,16 @@ def train(
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     if first:
         check_place(target, overwrite)
+    else:
+        progress = tell = None
     with _held(folder, config, fresh=fresh) if first else contextlib.nullcontext(), _explained(config.training):
         run = _Run(config, target, folder, progress, tell)
         resumed = run.fit()
         if run.trainer.is_global_zero:
             run.write(overwrite=overwrite or resumed is not None)
-    if first and workdir is None:
+    if not first:
+        raise SystemExit(0)
+    if workdir is None:
         shutil.rmtree(folder, ignore_errors=True)
     notes = ["training stopped early: the mean IoU no longer rose"] if run.steps < config.training.steps else []
     return Report(str(target), run.steps, resumed, run.figures, time.monotonic() - started, notes)
@@ -120,7 +125,7 @@ class _Run:
         from geoseg import losses, networks
         from geoseg.training.patches import Drawing, Judging
         from geoseg.training.sampling import Sampler, count
-        from geoseg.training.site import open_sites
+        from geoseg.training.site import open_sites, refuse_large_patches
         from geoseg.training.starting import first_network, measured_scaling
 
         self.config, self.target, self.folder = config, target, folder
@@ -129,6 +134,7 @@ class _Run:
         networks.info(config.network.name)
         self.loss = losses.create(config.loss, num_classes=len(classes))
         sites, judged = open_sites(config)
+        refuse_large_patches(sites, config)
         counts = []
         for done, site in enumerate(sites):
             if progress is not None:
@@ -190,7 +196,7 @@ class _Run:
         import pytorch_lightning as pl
         from pytorch_lightning.callbacks import EarlyStopping
 
-        from geoseg.training.callbacks import Checkpoints, Teller
+        from geoseg.training.callbacks import Checkpoints, Teller, WholeFiles
 
         loop = self.config.training
         validate = loop.validate_every if len(self.judging) else 0
@@ -216,6 +222,7 @@ class _Run:
                 limit_val_batches=1.0 if validate else 0,
                 num_sanity_val_steps=0,
                 callbacks=callbacks,
+                plugins=[WholeFiles()],
                 logger=_loggers(self.config),
                 log_every_n_steps=10,
                 default_root_dir=str(self.folder),

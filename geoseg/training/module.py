@@ -12,6 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from geoseg.classes import Classes
 from geoseg.errors import RunError
@@ -95,7 +96,11 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout and the like by the batch, so that a resumed run draws the same."""
-        torch.manual_seed(hash_of(self._loop.seed + 1, int(batch["numbers"][0])))
+        seed = hash_of(self._loop.seed + 1, int(batch["numbers"][0]))
+        # torch.manual_seed would also put a note down for every kind of device that is never begun, at every step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         if self._frozen and self._encoder[0] is not None:
             self._encoder[0].eval()
         else:
@@ -119,7 +124,8 @@ class TrainingModule(pl.LightningModule):
                 f"at {self._where(batch['numbers'].tolist())}: lower training.lr, set training.clip, or look for "
                 "extreme values there."
             )
-        self.log("loss", loss.detach())
+        if self.loggers:
+            self.log("loss", loss.detach())
         return loss
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:
@@ -138,17 +144,19 @@ class TrainingModule(pl.LightningModule):
         if self.average is None or (batch_idx + 1) % self._loop.accumulate:
             return
         decay = min(self._loop.average, (1 + self.global_step) / (10 + self.global_step))
-        with torch.no_grad():
-            for kept, new in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-                if kept.is_floating_point():
-                    kept.lerp_(new, 1 - decay)
-                else:
-                    kept.copy_(new)
+        kept, new = (list(network.state_dict().values()) for network in (self.average, self.network))
+        floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
+        get_ema_multi_avg_fn(decay)([kept[i] for i in floats], [new[i] for i in floats], 0)
+        for i in set(range(len(kept))).difference(floats):
+            kept[i].copy_(new[i])
 
     def on_validation_epoch_start(self) -> None:
-        """Begin an empty count."""
+        """Begin an empty count, with what the first process has seen of means and deviations, as the bundle will."""
         self.confusion.zero_()
         self.judged.eval()
+        if self.trainer.world_size > 1:
+            for seen in self.judged.buffers():
+                torch.distributed.broadcast(seen, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count pixels by true and given class."""

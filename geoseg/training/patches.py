@@ -13,6 +13,7 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 
+from geoseg.errors import LabelsError
 from geoseg.grid import Window
 from geoseg.training.labels import IGNORE
 from geoseg.training.sampling import Place, Sampler
@@ -112,8 +113,20 @@ class Judging:
 
     @classmethod
     def of(cls, sites: Sequence[Site], side: int) -> Judging:
-        """Cover the areas of ``sites`` with squares of ``side`` pixels."""
-        return cls(sites, [(i, window) for i, site in enumerate(sites) for window in windows_of(site, side)])
+        """Cover the areas of ``sites`` with squares of ``side`` pixels.
+
+        Raises:
+            LabelsError: a site where no pixel has a label.
+        """
+        made = cls(sites, [(i, window) for i, site in enumerate(sites) for window in windows_of(site, side)])
+        for i, site in enumerate(sites):
+            own = (made[number] for number, (of, _) in enumerate(made.windows) if of == i)
+            if not any((patch.labels != IGNORE).any() for patch in own):
+                raise LabelsError(
+                    f"no pixel of {site.scene.path} that the network would be judged on has a label: choose another "
+                    "area for validation, or leave it out."
+                )
+        return made
 
     def __len__(self) -> int:
         """Return the number of squares."""
@@ -189,12 +202,17 @@ def batches_from(start: int, stop: int, batch: int, rank: int, world: int) -> It
 
 
 class Judged:
-    """The batches of a validation, the same each time; processes share them."""
+    """The batches of a validation, the same each time; processes share them.
+
+    Where there are more processes than squares, those without one look at the first, of which they know nothing: all
+    must take part, so that their counts can be added up.
+    """
 
     def __init__(self, source: Judging, batch: int, workers: int, pinned: bool, rank: int, world: int) -> None:
         self._source, self._workers, self._pinned = source, workers, pinned
         own = range(rank, len(source), world)
-        self._batches = [own[i : i + batch] for i in range(0, len(own), batch)]
+        self._idle = not own
+        self._batches = [own[i : i + batch] for i in range(0, len(own), batch)] or [range(1)]
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -202,4 +220,5 @@ class Judged:
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over the batches."""
-        return iter(Loader(self._source, self._batches, workers=self._workers, pinned=self._pinned))
+        for made in Loader(self._source, self._batches, workers=self._workers, pinned=self._pinned):
+            yield {**made, "labels": torch.full_like(made["labels"], IGNORE)} if self._idle else made

@@ -97,7 +97,7 @@ class Sampler:
         seed: of everything drawn.
 
     Raises:
-        LabelsError: a class without a single labelled pixel.
+        LabelsError: no label at all, or a class without a single labelled pixel.
     """
 
     def __init__(
@@ -113,6 +113,11 @@ class Sampler:
         self._starts = np.cumsum([0, *(rows * cols for rows, cols in self._shapes)])
         self.pixels = np.concatenate([item.pixels.reshape(len(classes), -1) for item in counts], axis=1)
         totals = self.pixels.sum(axis=1)
+        if not totals.any():
+            raise LabelsError(
+                "no pixel to train on has a label: check where the labels lie, what the validation leaves of the "
+                "scenes, and the values that are ignored."
+            )
         missing = [item.name for item, total in zip(classes, totals, strict=True) if total == 0]
         if missing:
             raise LabelsError(

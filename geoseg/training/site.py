@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
-from geoseg.errors import SceneError
+from geoseg.errors import ConfigError, SceneError
 from geoseg.grid import Window
 from geoseg.scene import Pixels, Scene, open_scene
 from geoseg.source import gdal_environment, open_raster, reading
 from geoseg.training.config import SceneConfig, TrainConfig
-from geoseg.training.labels import IGNORE, Labels, open_labels
+from geoseg.training.labels import IGNORE, Labels, open_labels, outline
 from geoseg.training.polygons import burn, footprint, read_polygons
 from geoseg.warp import Warp
 
@@ -51,9 +52,15 @@ class Site:
         """Return positions in the class table, (H, W), 255 outside the area; ``to_site`` leads to site pixels."""
         affine = self.scene.geobox.affine * to_site
         labels = self.labels.burn(affine, shape)
-        inside = burn(self.area, np.ones(len(self.area), np.uint8), affine, shape, fill=0)
-        labels[inside == 0] = IGNORE
+        if not shapely.covers(self.area, outline(affine, shape)).any():
+            inside = burn(self.area, np.ones(len(self.area), np.uint8), affine, shape, fill=0)
+            labels[inside == 0] = IGNORE
         return labels
+
+    @cached_property
+    def _metres(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """True ground lengths of the file's own pixels and of the site's; geodesy would take longer than a patch."""
+        return self.native.resolution, self.scene.resolution
 
     def pixels_on(self, to_site: Affine, shape: tuple[int, int], scale: float) -> Pixels:
         """Read the source anew on a grid of ``scale`` site pixels per pixel; invalid beyond the scene.
@@ -61,7 +68,7 @@ class Site:
         Raises:
             SceneError: the file cannot be read there.
         """
-        own, target = self.native.resolution, self.scene.resolution
+        own, target = self._metres
         ratio = (target[0] * scale / own[0], target[1] * scale / own[1])
         fitting = [i for i, factor in enumerate(self.overviews) if factor <= min(ratio) * 1.001]
         level = max(fitting, default=None)
@@ -99,10 +106,12 @@ class Site:
                 **validity,
             ) as dataset:
                 data = dataset.read(list(self.native.bands))
-        outline = np.array([footprint(self.native)], object)
-        mask = burn(outline, np.ones(1, np.uint8), geobox.affine, (int(height), int(width)), fill=0)
+        shape, whole = (int(height), int(width)), footprint(self.native)
+        mask = None
+        if not shapely.covers(whole, outline(geobox.affine, shape)):
+            mask = burn(np.array([whole], object), np.ones(1, np.uint8), geobox.affine, shape, fill=0)
         pixels, valid = self.native.hide_nodata(data, mask)
-        return Pixels(pixels, valid, Window(0, 0, int(height), int(width)))
+        return Pixels(pixels, valid, Window(0, 0, *shape))
 
 
 def open_sites(config: TrainConfig) -> tuple[list[Site], list[Site]]:
@@ -171,6 +180,22 @@ def _refuse_other_bands(sites: list[Site]) -> None:
             raise SceneError(
                 f"{site.scene.path} has {len(site.scene.bands)} bands where {first.path} has {len(first.bands)}: "
                 "choose the same ones with data.bands."
+            )
+
+
+def refuse_large_patches(sites: list[Site], config: TrainConfig) -> None:
+    """Refuse patches that could not hold the least share of data anywhere in a scene, however they were drawn.
+
+    Raises:
+        ConfigError: there is such a scene.
+    """
+    side = config.training.patch * config.augment.scale[0]
+    for site in sites:
+        height, width = site.scene.shape
+        if min(1.0, height / side) * min(1.0, width / side) < config.sampling.min_valid:
+            raise ConfigError(
+                f"training.patch is {config.training.patch} pixels, but {site.scene.path} has no more than {height} × "
+                f"{width} at {min(site.scene.resolution):.3g} m: make patches smaller, or data.resolution finer."
             )
 
 
