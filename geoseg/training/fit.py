@@ -98,7 +98,8 @@ def train(
         check_place(target, overwrite)
     else:
         progress = tell = None
-    with _held(folder, config, fresh=fresh) if first else contextlib.nullcontext(), _explained(config.training):
+    held = _held(folder, config, fresh=fresh, hidden=workdir is None) if first else contextlib.nullcontext()
+    with held, _explained(config.training):
         run = _Run(config, target, folder, progress, tell)
         resumed = run.fit()
         if run.trainer.is_global_zero:
@@ -354,8 +355,9 @@ def _hushed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, config: TrainConfig, *, fresh: bool) -> Iterator[None]:
-    """Hold the work folder, once it is known to belong to this run."""
+def _held(folder: Path, config: TrainConfig, *, fresh: bool, hidden: bool) -> Iterator[None]:
+    """Hold the work folder, once it is known to belong to this run; at the end a hidden one goes if it has nothing."""
+    from geoseg.training.callbacks import LAST
     from geoseg.training.starting import fingerprint
 
     try:
@@ -372,7 +374,8 @@ def _held(folder: Path, config: TrainConfig, *, fresh: bool) -> Iterator[None]:
             for entry in folder.iterdir():
                 if entry.suffix in {".ckpt", ".safetensors", ".part", ".json"}:
                     entry.unlink()
-        if record.exists() and record.read_text(encoding="utf-8") != own:
+        begun = record.exists() and (folder / LAST).exists()
+        if begun and record.read_text(encoding="utf-8") != own:
             raise RunError(
                 f"{folder} holds the checkpoints of a training with another configuration: pass --fresh to throw them "
                 "away, or write to another model."
@@ -381,6 +384,8 @@ def _held(folder: Path, config: TrainConfig, *, fresh: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if hidden and not (folder / LAST).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,17 @@ import pytest
 import rasterio
 import torch
 
+from geoseg.bundle import read_bundle
 from tests.conftest import write_raster
 
 # Pixels of 0.5 m in UTM 45N, as write_raster places them.
 WEST, NORTH, PIXEL = 350_000.0, 3_060_000.0, 0.5
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two bundles hold the same weights, bit by bit."""
+    left, right = (read_bundle(path).tensors() for path in (first, second))
+    return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,9 @@
-"""Training as a whole: it learns, it repeats itself, and it goes on where it was killed."""
+"""Training as a whole: it learns, and it repeats itself."""
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,26 +14,9 @@ import pytest
 import geoseg
 from geoseg.bundle import read_bundle
 from geoseg.errors import ConfigError, OutputError, RunError
+from tests.training.conftest import same
 
 Settings = Callable[..., dict[str, Any]]
-
-KILLED = """
-import json, os, signal, sys, torch
-torch.set_num_threads(1)
-import geoseg
-settings, output, step = json.load(open(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-
-def progress(stage, done, total):
-    if stage == "training" and done == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-geoseg.train(settings, output, progress=progress)
-"""
-
-
-def same(first: Path, second: Path) -> bool:
-    left, right = (read_bundle(path).tensors() for path in (first, second))
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
 def test_the_network_learns(settings: Settings, tmp_path: Path) -> None:
@@ -81,11 +60,21 @@ def test_nothing_but_the_bundle_is_left(settings: Settings, tmp_path: Path, monk
 
 
 def test_logs_where_they_are_wanted(settings: Settings, tmp_path: Path) -> None:
-    given = settings(training={**settings()["training"], "logs": str(tmp_path / "logs"), "validate_every": 6})
-    geoseg.train(given, tmp_path / "m.safetensors")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loop = {"logs": str(tmp_path / "logs"), "validate_every": 6, "steps": 24, "keep": "last"}
+    given = settings(training={**settings()["training"], **loop})
+    report = geoseg.train(given, tmp_path / "m.safetensors")
     folder = tmp_path / "logs" / "version_0"
-    assert "val_iou" in (folder / "metrics.csv").read_text()
-    assert any(entry.name.startswith("events") for entry in folder.iterdir())
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    events = EventAccumulator(str(folder)).Reload()
+    for name, steps in (("loss", [9, 19]), ("val_iou", [5, 11, 17, 23]), ("val_iou_square", [5, 11, 17, 23])):
+        told = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        assert [step for step, _ in told] == steps
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        assert shown == pytest.approx(told, rel=1e-5)
+    assert told[-1][1] == pytest.approx(report.figures["iou"]["square"], rel=1e-5)
 
 
 def test_equal_seeds_give_equal_weights_whatever_the_workers(settings: Settings, tmp_path: Path) -> None:
@@ -96,23 +85,6 @@ def test_equal_seeds_give_equal_weights_whatever_the_workers(settings: Settings,
     assert not same(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(settings: Settings, tmp_path: Path) -> None:
-    loop = {"steps": 16, "validate_every": 5, "checkpoint_every": 5, "average": 0.9, "patience": 50, "warmup": 3}
-    given = settings(training={**settings()["training"], **loop}, network={"name": "plainconv"})
-    (tmp_path / "settings.json").write_text(json.dumps(given))
-    (tmp_path / "killed.py").write_text(KILLED)
-    command = [sys.executable, tmp_path / "killed.py", tmp_path / "settings.json", tmp_path / "killed.safetensors"]
-    killed = subprocess.run([*map(str, command), "13"], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "killed.safetensors").exists()
-    report = geoseg.train(given, tmp_path / "killed.safetensors")
-    # Due at 10, where a validation is too: so one step later.
-    assert report.resumed == 11
-    whole = geoseg.train(given, tmp_path / "whole.safetensors")
-    assert whole.figures == report.figures
-    assert same(tmp_path / "killed.safetensors", tmp_path / "whole.safetensors")
-
-
 def test_another_configuration_does_not_go_on(settings: Settings, tmp_path: Path) -> None:
     given = settings(training={**settings()["training"], "steps": 8, "checkpoint_every": 2})
     work = tmp_path / "work"
@@ -121,6 +93,15 @@ def test_another_configuration_does_not_go_on(settings: Settings, tmp_path: Path
     with pytest.raises(RunError, match="another configuration: pass --fresh"):
         geoseg.train(other, tmp_path / "b.safetensors", workdir=work)
     assert geoseg.train(other, tmp_path / "b.safetensors", workdir=work, fresh=True).resumed is None
+
+
+def test_bfloat16_trains_on_a_cpu_to_a_model_of_32_bits(settings: Settings, tmp_path: Path) -> None:
+    loop = {"steps": 40, "precision": "bfloat16", "average": 0.8, "clip": 1.0}
+    report = geoseg.train(settings(training={**settings()["training"], **loop}), tmp_path / "m.safetensors")
+    assert report.figures["iou"]["square"] > 0.5
+    tensors = read_bundle(tmp_path / "m.safetensors").tensors()
+    assert {str(value.dtype) for value in tensors.values()} <= {"float32", "int64"}
+    assert all(np.isfinite(value).all() for value in tensors.values())
 
 
 def test_early_stop(settings: Settings, tmp_path: Path) -> None:
@@ -187,27 +168,6 @@ def test_a_town_is_learned_from_footprints(sample: Path, footprints: Path, tmp_p
     }
     report = geoseg.train(given, tmp_path / "m.safetensors")
     assert report.figures["iou"]["building"] > 0.5
-
-
-@pytest.mark.slow
-def test_a_command_killed_from_outside_goes_on(settings: Settings, tmp_path: Path) -> None:
-    import yaml
-
-    loop = {"steps": 40, "checkpoint_every": 3}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings(training={**settings()["training"], **loop})))
-    command = [sys.executable, "-m", "geoseg_cli", "train", str(tmp_path / "c.yaml"), "-q", "-o"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen([*command, str(tmp_path / "killed.safetensors")], env=environment)
-    checkpoint = tmp_path / ".killed.safetensors.training" / "last.ckpt"
-    for _ in range(600):
-        if checkpoint.exists() or running.poll() is not None:
-            break
-        time.sleep(0.05)
-    running.kill()
-    running.wait()
-    for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / f"{name}.safetensors")], env=environment, check=True)
-    assert same(tmp_path / "killed.safetensors", tmp_path / "whole.safetensors")
 
 
 @pytest.mark.parametrize("loss", ["ce", "ce+0.5*aaf"])
