@@ -33,25 +33,33 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Keeps the state of the run every ``every`` steps, and the best weights, in ``folder``.
+    """Moves the running average; keeps the state of the run every ``every`` steps, and the best weights, in ``folder``.
 
-    A checkpoint that is due together with a validation comes one step later, so that a run that goes on from it neither
-    repeats the validation nor leaves it out.
+    The average is moved here because a checkpoint must hold what it became, and Lightning calls callbacks before the
+    module.  A checkpoint that is due together with a validation comes one step later, so that a run that goes on from
+    it neither repeats the validation nor leaves it out.
     """
 
     def __init__(self, folder: Path, every: int, validate_every: int) -> None:
         self._folder, self._every, self._validate_every = folder, every, validate_every
-        self._saved = -1
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Note where the run begins."""
+        self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write a checkpoint where one is due."""
+        """Move the average and write a checkpoint where one is due, once a step of the optimiser has been done."""
         step = trainer.global_step
-        if not self._every or step == self._saved:
+        if step == self._step:
+            return
+        self._step = step
+        module.move_average()
+        if not self._every:
             return
         late = step - 1 if self._validate_every and (step - 1) % self._validate_every == 0 else step
         judged_now = self._validate_every and step % self._validate_every == 0
         if (step % self._every == 0 and not judged_now) or (late != step and late % self._every == 0 and late):
-            self._saved = step
             trainer.save_checkpoint(self._folder / LAST)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:

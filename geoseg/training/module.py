@@ -139,9 +139,9 @@ class TrainingModule(pl.LightningModule):
         loss.takes_soft = self.loss.takes_soft  # type: ignore[attr-defined]
         return mixed.loss(loss, self.network(mixed.pixels))
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Move the running average towards the weights."""
-        if self.average is None or (batch_idx + 1) % self._loop.accumulate:
+    def move_average(self) -> None:
+        """Move the running average, where there is one, towards the weights."""
+        if self.average is None:
             return
         decay = min(self._loop.average, (1 + self.global_step) / (10 + self.global_step))
         kept, new = (list(network.state_dict().values()) for network in (self.average, self.network))

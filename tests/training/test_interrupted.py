@@ -61,8 +61,11 @@ def kill(given: dict[str, Any], model: Path, step: int) -> None:
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(settings: Settings, tmp_path: Path) -> None:
-    loop = {"steps": 16, "validate_every": 5, "checkpoint_every": 5, "average": 0.9, "patience": 50, "warmup": 3}
-    given = settings(training={**settings()["training"], **loop})
+    loop = {
+        **{"steps": 16, "validate_every": 5, "checkpoint_every": 5, "average": 0.9, "patience": 50, "warmup": 3},
+        **{"accumulate": 2, "keep": "last"},
+    }
+    given = settings(training={**settings()["training"], **loop}, mixing={"alpha": 0.4})
     kill(given, tmp_path / "killed.safetensors", 13)
     report = geoseg.train(given, tmp_path / "killed.safetensors")
     # Due at 10, where a validation is too: so one step later.
@@ -110,7 +113,7 @@ def test_everything_at_once_killed_twice(settings: Settings, tmp_path: Path, ste
         **{"average": 0.9, "clip": 1.0, "encoder_lr": 0.5, "warmup": 2, "keep": "last", "workers": 2},
     }
     given = settings(
-        network={"name": "unet", "encoder": "resnet18", "freeze_steps": 5},
+        network={"name": "unet", "encoder": "mobilenetv3_small_050", "freeze_steps": 5},
         loss="ce+0.5*aaf",
         mixing={"alpha": 0.4, "per_sample": True},
         augment={"scale": [0.9, 1.1], "noise": 0.2, "blur": 0.5},
