@@ -164,3 +164,25 @@ def test_scenes_of_several_grids_in_one_training(tmp_path: Path) -> None:
         assert differ.sum() <= 0.06 * known.sum() + 4
         met[site] += [(patch.labels == value).sum() for value in (0, 1)]
     assert (met > 0).all()
+
+
+def test_a_raster_in_another_crs_gives_its_nearest_pixels(scene: Scene) -> None:
+    import pyproj
+
+    turn = pyproj.Transformer.from_crs(scene.geobox.crs.to_wkt(), 32644, always_xy=True)
+    corners = np.array([scene.geobox.affine * xy for xy in ((0, 0), (WIDTH, 0), (WIDTH, HEIGHT), (0, HEIGHT))])
+    x, y = turn.transform(*corners.T)
+    place = Affine(0.4, 0, min(x) - 2, 0, -0.4, max(y) + 2)
+    shape = (int((max(y) - min(y) + 4) / 0.4), int((max(x) - min(x) + 4) / 0.4))
+    values = np.random.default_rng(5).choice([0, 1, 2, 9, 255], shape).astype(np.uint8)
+    path = write_raster(Path(scene.path).with_name("labels.tif"), values, transform=place, crs="EPSG:32644")
+    labels = burnt(str(path), scene, "background,a,b", ignore=[9])
+
+    row, col = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    at = ~place * turn.transform(*(scene.geobox.affine * (col, row)))
+    found = values[np.floor(at[1]).astype(int), np.floor(at[0]).astype(int)]
+    expected = np.where(found == 9, IGNORE, found)
+    # GDAL finds places to an eighth of a pixel.
+    sure = np.minimum(*(np.minimum(part % 1, 1 - part % 1) for part in at)) > 0.15
+    assert sure.mean() > 0.4
+    assert np.array_equal(labels[sure], expected[sure])
