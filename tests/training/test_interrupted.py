@@ -113,7 +113,7 @@ def test_everything_at_once_killed_twice(settings: Settings, tmp_path: Path, ste
         **{"average": 0.9, "clip": 1.0, "encoder_lr": 0.5, "warmup": 2, "keep": "last", "workers": 2},
     }
     given = settings(
-        network={"name": "unet", "encoder": "mobilenetv3_small_050", "freeze_steps": 5},
+        network={"name": "unet", "encoder": "resnet18", "freeze_steps": 5},
         loss="ce+0.5*aaf",
         mixing={"alpha": 0.4, "per_sample": True},
         augment={"scale": [0.9, 1.1], "noise": 0.2, "blur": 0.5},
