@@ -15,7 +15,7 @@ import torch
 
 import geoseg
 from geoseg.bundle import read_bundle
-from geoseg.segmenters.interface import Tiles
+from geoseg.segmenters.interface import Tiles, normalised
 from geoseg.segmenters.network import PlainNetwork
 from geoseg.training.config import check
 from geoseg.training.labels import IGNORE
@@ -64,14 +64,18 @@ def test_two_processes_on_a_cpu(settings: Callable[..., dict[str, Any]], judging
         assert not (tmp_path / f".{name}.safetensors.training").exists()
     assert same(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
 
-    told = read_bundle(tmp_path / "a.safetensors").description.training["validation"]
+    description = read_bundle(tmp_path / "a.safetensors").description
+    told = description.training["validation"]
+    assert description.normalisation is not None
+    scaling = description.normalisation.build()
     segmenter = geoseg.load(tmp_path / "a.safetensors")
     assert isinstance(segmenter, PlainNetwork)
+    network = segmenter.module.eval()
     found = torch.zeros(2, 2, dtype=torch.int64)
     for i in range(len(judging)):
         batch = collate([judging[i]], [i])
         with torch.no_grad():
-            scores = segmenter.segment(Tiles(batch["pixels"], batch["valid"], ()), None)
+            scores = network(normalised(Tiles(batch["pixels"], batch["valid"], ()), scaling))
         found += confusion_of(scores.argmax(1), batch["labels"].long(), 2)
     figures = figures_of(found, segmenter.spec.classes)
     assert figures["pixels"] == told["pixels"] == np.prod([128, 48])
