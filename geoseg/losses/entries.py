@@ -112,6 +112,16 @@ ENTRIES = {
         ),
         Entry(
             LossInfo(
+                "dsc",
+                "1 − the Dice coefficient of each image, all its classes but a background together",
+                "Yu et al. 2018, arXiv 1709.04518",
+                ("background", "whole_batch"),
+                takes_soft=True,
+            ),
+            "geoseg.losses.dsc:Dsc",
+        ),
+        Entry(
+            LossInfo(
                 "aaf",
                 "neighbours of one class alike, of two classes apart, at sizes that an adversary weights",
                 "Ke et al. 2018, arXiv 1803.10335",

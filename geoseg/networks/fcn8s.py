@@ -19,6 +19,17 @@ from geoseg.networks.encoders import feature_pyramid
 _STRIDES = (8, 16, 32)
 
 
+def bilinear_weights(channels: int, size: int) -> torch.Tensor:
+    """Return weights (C, C, size, size) of a transposed convolution of stride size / 2: bilinear, each map by itself.
+
+    Args:
+        channels: C.
+        size: of the kernel, even.
+    """
+    ramp = 1 - (torch.arange(size) - (size - 1) / 2).abs() / (size / 2)
+    return torch.eye(channels)[..., None, None] * (ramp[:, None] * ramp)
+
+
 class DoubleScores(nn.ConvTranspose2d):
     """Enlarges scores twofold by a learnable transposed convolution that starts as bilinear interpolation."""
 
@@ -27,11 +38,8 @@ class DoubleScores(nn.ConvTranspose2d):
 
     def reset_parameters(self) -> None:
         """Set the weights of bilinear interpolation, each class by itself."""
-        ramp = torch.tensor([0.25, 0.75, 0.75, 0.25])
         with torch.no_grad():
-            self.weight.zero_()
-            for channel in range(self.in_channels):
-                self.weight[channel, channel] = ramp[:, None] * ramp
+            self.weight.copy_(bilinear_weights(self.in_channels, 4))
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Return ``scores`` (N, K, h, w) at twice the size: (N, K, 2h, 2w)."""
