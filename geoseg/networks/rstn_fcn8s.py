@@ -29,9 +29,9 @@ _FROM_POOL4, _FROM_POOL3, _FROM_IMAGE = 5, 9, 31
 class AuthorsFCN8s(nn.Module):
     """FCN-8s over VGG16 as the RSTN authors use it: as many scores as input channels, 134 million parameters.
 
-    The enlarging convolutions start as bilinear interpolation of each map by itself; the authors freeze them.
-    PyTorch's defaults stand for the rest, which the authors' code leaves at 0 (and then learns nothing) unless a
-    checkpoint is loaded.
+    The enlarging convolutions are bilinear interpolation of each map by itself, and training leaves them so, as the
+    authors do.  PyTorch's defaults stand for the rest, which the authors' code leaves at 0 (and then learns nothing)
+    unless a checkpoint is loaded.
 
     Args:
         channels: of the input and of the scores, the authors' three slices.
@@ -50,9 +50,9 @@ class AuthorsFCN8s(nn.Module):
         self.score_fr = nn.Conv2d(_HIDDEN, channels, 1)
         self.score_pool3 = nn.Conv2d(_BLOCKS[2][0], channels, 1)
         self.score_pool4 = nn.Conv2d(_BLOCKS[3][0], channels, 1)
-        self.upscore2 = _enlarging(channels, 4)
-        self.upscore8 = _enlarging(channels, 16)
-        self.upscore_pool4 = _enlarging(channels, 4)
+        self.upscore2 = enlarging(channels, 4)
+        self.upscore8 = enlarging(channels, 16)
+        self.upscore_pool4 = enlarging(channels, 4)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits (N, C, H, W) for an image (N, C, H, W) of any size."""
@@ -102,12 +102,19 @@ def from_authors(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], int
     return found, channels
 
 
-def _enlarging(channels: int, size: int) -> nn.ConvTranspose2d:
-    """Return a convolution that enlarges by half its size, each map by itself at the start."""
+def enlarging(channels: int, size: int) -> nn.ConvTranspose2d:
+    """Return a frozen convolution that enlarges scores (N, C, h, w) bilinearly by half its size, each map by itself.
+
+    The outermost rows and columns fade, since nothing is known beyond: FCN-8s crops them away.
+
+    Args:
+        channels: C.
+        size: of its kernel, even.
+    """
     layer = nn.ConvTranspose2d(channels, channels, size, stride=size // 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(bilinear_weights(channels, size))
-    return layer
+    return layer.requires_grad_(False)
 
 
 def _cut(scores: torch.Tensor, start: int, shape: torch.Size) -> torch.Tensor:

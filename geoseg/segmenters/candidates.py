@@ -69,7 +69,7 @@ def candidates(
 
 def above(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
     """Return where any of the K targets of (K, h, w) is as probable as the threshold: (h, w)."""
-    found: NDArray[np.bool_] = (probabilities >= threshold).any(axis=0)
+    found: NDArray[np.bool_] = np.logical_or.reduce(probabilities >= threshold)
     return found
 
 

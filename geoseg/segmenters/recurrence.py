@@ -23,7 +23,8 @@ from geoseg.networks.rstn import SALIENCY_REACH, THRESHOLD, SaliencyPair, crop_b
 from geoseg.segmenters.saliency_settings import SaliencySettings
 
 Probabilities = NDArray[np.floating]
-# Called with the box to look at, the last probabilities (K, H, W), and the window these stand for, which holds the box.
+# Called with the box to look at, the last probabilities (K, H, W), and the window these stand for, which holds the box
+# and, within the scene, SALIENCY_REACH pixels round it.
 # Returns probabilities (K, height, width) of the box.
 Look = Callable[[Window, Probabilities, Window], Probabilities]
 Clean = Callable[[NDArray[np.bool_]], NDArray[np.bool_]]
@@ -60,8 +61,9 @@ class Answer:
 
 
 def reach(window: Window, shape_yx: tuple[int, int], settings: SaliencySettings) -> Window:
-    """Return all that the rounds over a candidate may come to see: what probabilities must be known of."""
-    return _growing(window, shape_yx, settings, settings.rounds - 1)
+    """Return where probabilities must be known: all that the rounds may come to look at, and what weights it there."""
+    grown = _growing(window, shape_yx, settings, settings.rounds - 1)
+    return grown.padded(SALIENCY_REACH).intersect(Window(0, 0, *shape_yx))
 
 
 def recur(

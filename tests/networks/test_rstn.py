@@ -18,7 +18,7 @@ from geoseg.networks.rstn import (
     enlarged,
     shrunk,
 )
-from geoseg.networks.rstn_fcn8s import AuthorsFCN8s, authors_pair, from_authors
+from geoseg.networks.rstn_fcn8s import AuthorsFCN8s, authors_pair, enlarging, from_authors
 
 BANDS, TARGETS = 3, 2
 SMALL = {"width": 4, "depth": 2}
@@ -205,12 +205,25 @@ def test_refusals():
 
 
 def test_the_authors_networks_take_any_size():
-    """Sizes at which poolings round up on the way, with few channels in place of thousands."""
-    torch.manual_seed(0)
+    """The smallest, and some at which poolings round up on the way."""
     with torch.device("meta"):
         network = AuthorsFCN8s(2).eval()
         for size in ((1, 1), (29, 30), (64, 77)):
             assert network(torch.empty(2, 2, *size)).shape == (2, 2, *size)
+
+
+def test_the_authors_networks_enlarge_bilinearly_and_go_on_doing_so():
+    """The sheet of numbers in their release: 5184 weights of a pair are not trained."""
+    with torch.device("meta"):
+        pair = authors_pair(3)
+    frozen = [name for name, each in pair.named_parameters() if not each.requires_grad]
+    assert {name.split(".")[1] for name in frozen} == {"upscore2", "upscore_pool4", "upscore8"}
+    assert sum(pair.get_parameter(name).numel() for name in frozen) == 5184
+    for size in (4, 16):
+        layer = enlarging(2, size)
+        flat = layer(torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 6, 7))
+        inner = flat[..., size // 2 : -(size // 2), size // 2 : -(size // 2)]
+        torch.testing.assert_close(inner, torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand_as(inner))
 
 
 def test_files_that_hold_no_such_pair_are_refused():
