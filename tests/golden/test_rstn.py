@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_official_names_load():
         state, channels = from_authors(file)
         assert channels == MANIFEST["n_class"]
         authors_pair(channels).load_state_dict(state, assign=True)
+
+
+def numbers(pattern, text):
+    """The numbers that a pattern catches in what the manifest says in words."""
+    found = re.search(pattern, text)
+    assert found, text
+    return [float(each) for each in found.groups()]
+
+
+def drawn(text, weights):
+    """The input that the manifest names, such as ``2*golden_input((3, 10, 12), 3)``, in float64."""
+    times, shape, seed = re.search(r"(?:([\d.]+)\*)?golden_input\(\(([\d, ]+)\), ?(\d+)\)", text).groups()
+    return float(times or 1) * weights.golden_input(tuple(map(int, shape.split(","))), int(seed)).double()
 
 
 class FilledPair:
@@ -120,9 +134,8 @@ def test_generalised_saliency(reference, weights):
     assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == shapes(case["state_dict"])
     assert sum(each.numel() for each in module.parameters()) == case["parameters"]
     weights.fill_weights(module, MANIFEST["seed"])
-    shape = reference["salmod_grad"].shape
-    score = torch.sigmoid(weights.golden_input(shape, 1).double()).requires_grad_()
-    image = weights.golden_input((shape[0], case["bands"], *shape[2:]), 2).double()
+    score = torch.sigmoid(drawn(case["score_input"], weights)).requires_grad_()
+    image = drawn(case["image_input"], weights)
     found = module(image, score)
     assert error(found.detach(), reference["salmod_out"]) <= 1e-6
     (found.square().sum() / 2).backward()
@@ -131,10 +144,10 @@ def test_generalised_saliency(reference, weights):
 
 def test_dsc_loss(reference, weights):
     case = MANIFEST["dsc_loss"]
-    shape = reference["dsc_grad"].shape
-    probabilities = torch.sigmoid(2 * weights.golden_input(shape, 3).double()).requires_grad_()
-    target = weights.golden_input(shape, 4) > 0.8
-    target[1] = False
+    probabilities = torch.sigmoid(drawn(case["pred"], weights)).requires_grad_()
+    bound, empty = numbers(r"> ([\d.]+), with item (\d+) set to zero", case["target"])
+    target = drawn(case["target"], weights) > bound
+    target[int(empty)] = False
     assert dsc_per_item(probabilities, target).tolist() == pytest.approx(case["per_item"], abs=1e-9)
     whole = dsc_loss(probabilities, target, whole_batch=True)
     assert whole.item() == pytest.approx(case["whole_batch"], abs=1e-9)
@@ -143,7 +156,7 @@ def test_dsc_loss(reference, weights):
     loss.backward()
     expected = torch.from_numpy(reference["dsc_grad"]).double()
     torch.testing.assert_close(probabilities.grad, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
-    nothing = torch.zeros(shape)
+    nothing = torch.zeros_like(probabilities)
     assert dsc_loss(nothing, nothing).item() == case["all_zero_both"]
 
 
@@ -176,10 +189,13 @@ def test_recurrent_loop(reference):
     case, image = MANIFEST["recurrent_loop"], torch.from_numpy(reference["loop_image"])
     assert list(image.shape) == case["shape"]
     scene = Window(0, 0, *case["shape"])
+    steep, middle = numbers(r"sigmoid\(([\d.]+)\*\(image-([\d.]+)\)\)", case["note"])
+    assert [steep, middle] == numbers(r"logits = ([\d.]+)\*\(mean3x3.* - ([\d.]+)\)", case["note"])
+    stop, most = numbers(r"DSC >= ([\d.]+) or (\d+) rounds", case["note"])
     sums = []
 
     def chances(values):
-        return torch.sigmoid(10 * (values - 0.35))
+        return torch.sigmoid(steep * (values - middle))
 
     def look(box, score, whole):
         weighted = image[box.within(scene)] * (1 + torch.from_numpy(score[(0, *box.within(whole))]))
@@ -187,7 +203,7 @@ def test_recurrent_loop(reference):
         sums.append(float(found.sum()))
         return found
 
-    settings = SaliencySettings(rounds=10, stop_dsc=0.99, margin=case["margin"])
+    settings = SaliencySettings(rounds=int(most), stop_dsc=stop, margin=case["margin"])
     clean = partial(keep_large, share=MANIFEST["post_processing"]["threshold"])
     score = chances(image)[None].numpy()
     row, row_stop, col, col_stop = crop_box(torch.from_numpy(clean(score >= 0.5)), (case["margin"],) * 4)
@@ -199,7 +215,7 @@ def test_recurrent_loop(reference):
     assert [each.pixels for each in found.rounds] == [each["pixels"] for each in rounds]
     assert [each.dsc for each in found.rounds] == pytest.approx([each["inter_dsc"] for each in rounds], abs=1e-12)
     assert sums == pytest.approx([each["score_sum"] for each in rounds], abs=1e-6)
-    assert found.end == "stable"
+    assert found.end == ("stable" if rounds[-1]["inter_dsc"] >= stop else "rounds")
     final = combined([found], scene, 1)
     np.testing.assert_allclose(final[0], reference["loop_final_score"], rtol=0, atol=1e-6)
     assert np.array_equal(clean(final >= 0.5)[0], unpacked(reference["loop_final_mask"], case["shape"]))
