@@ -125,7 +125,7 @@ def agreement(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     0.6666666666666666
     """
     areas = np.count_nonzero(one) + np.count_nonzero(other)
-    return 2 * np.count_nonzero(one & other) / areas if areas else 1.0
+    return float(2 * np.count_nonzero(one & other) / areas) if areas else 1.0
 
 
 def combined(answers: Iterable[Answer], window: Window, targets: int) -> NDArray[np.float32]:
