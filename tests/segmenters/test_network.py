@@ -209,7 +209,7 @@ def test_a_network_that_folding_would_change_is_put_back_as_it_was():
     assert torch.equal(folded(pixels), before(pixels))
 
 
-@pytest.mark.parametrize(("name", "options"), [("unet", {}), ("fpn", {"encoder": "test_resnet"}), ("gsn", {})])
+@pytest.mark.parametrize(("name", "options"), [("unet", {}), ("linknet", {"encoder": "test_resnet"}), ("gsn", {})])
 def test_loading_draws_no_random_numbers_and_keeps_the_number_of_threads(tmp_path, name, options):
     description, tensors = new_bundle(name, bands=["red", "green"], classes=CLASSES, tile=64, halo=0, seed=4, **options)
     write_bundle(tmp_path / "m.safetensors", description, tensors)
