@@ -161,7 +161,7 @@ OTHER: dict[str, Any] = {
     **{"network.start": "s.safetensors", "network.options": {"width": 3}, "loss": "ce+0.5*dice", "licence": "CC0-1.0"},
     **{"augment.scale": [0.9, 1.1], "mixing.pairing": "foreground", "training.optimiser": "sgd"},
     **{"training.schedule": "poly", "training.device": "cpu", "training.precision": "bfloat16"},
-    **{"training.keep": "last", "training.logs": "logs"},
+    **{"training.keep": "last", "training.logs": "logs", "card": {"limits": "small"}, "weights": "float16"},
     **{"data.scenes": [{"image": "c.tif", "labels": "d.tif"}]},
     **{"data.validation_scenes": [{"image": "c.tif", "labels": "d.tif"}]},
 }
