@@ -138,8 +138,8 @@ class ResNet(nn.Module):
         """Return feature maps of strides 2, 4, 8, 16 and 32 for (N, C, H, W)."""
         maps = [self.act1(self.bn1(self.conv1(pixels)))]
         features = self.maxpool(maps[0])
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features = stage(features)
+        for number in range(1, len(_STAGES) + 1):
+            features = self.get_submodule(f"layer{number}")(features)
             maps.append(features)
         return maps
 
@@ -205,12 +205,14 @@ class ResNetUnet(nn.Module):
         resnet = ResNet(in_channels, *_RESNETS[encoder])
         self.encoder = Encoder(resnet)
         self.decoder = Decoder(resnet.out_channels)
-        self.segmentation_head = nn.Sequential(nn.Conv2d(_DECODER[-1], num_classes, 3, padding=1))
+        head = nn.Conv2d(_DECODER[-1], num_classes, 3, padding=1)
+        self.segmentation_head = nn.Sequential(head)
         for module in self.decoder.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="relu")
-        nn.init.xavier_uniform_(self.segmentation_head[0].weight)
-        nn.init.zeros_(self.segmentation_head[0].bias)
+        nn.init.xavier_uniform_(head.weight)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the scores."""

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 
 from geoseg.training.config import AugmentConfig
 
+# Pixels on either side that sharpening compares a pixel with.
+_SURROUNDINGS = 2
+
 
 def vary(pixels: torch.Tensor, valid: torch.Tensor, augment: AugmentConfig, seed: int) -> torch.Tensor:
     """Return the patches with other light, colours, noise and sharpness.
@@ -34,6 +37,7 @@ def vary(pixels: torch.Tensor, valid: torch.Tensor, augment: AugmentConfig, seed
         (augment.mixing, _mixing),
         (augment.blur, _blur),
         (augment.noise, _noise),
+        (augment.sharpen, _sharpen),
     )
     for most, step in steps:
         # Drawn whether it is used or not, so that an amount does not change what the others draw.
@@ -101,11 +105,24 @@ def _noise(pixels: torch.Tensor, mask: torch.Tensor, most: float, random: torch.
 
 def _blur(pixels: torch.Tensor, mask: torch.Tensor, most: float, random: torch.Generator) -> torch.Tensor:
     """Blur with a Gaussian; invalid pixels take no part."""
-    count, bands = pixels.shape[:2]
     radius = min(math.ceil(2 * most), *(side - 1 for side in pixels.shape[-2:]))
     if radius < 1:
         return pixels
-    deviation = _amount(pixels, most, random).abs().clamp(min=min(0.3, most)).view(count, 1)
+    deviation = _amount(pixels, most, random).abs().clamp(min=min(0.3, most))
+    return _blurred(pixels, mask, deviation.view(len(pixels), 1), radius)
+
+
+def _sharpen(pixels: torch.Tensor, mask: torch.Tensor, most: float, random: torch.Generator) -> torch.Tensor:
+    """Add to every value so many times what sets it apart from its surroundings of a pixel's deviation."""
+    if min(pixels.shape[-2:]) <= _SURROUNDINGS:
+        return pixels
+    deviation = pixels.new_ones(len(pixels), 1)
+    return pixels + (pixels - _blurred(pixels, mask, deviation, _SURROUNDINGS)) * _amount(pixels, most, random).abs()
+
+
+def _blurred(pixels: torch.Tensor, mask: torch.Tensor, deviation: torch.Tensor, radius: int) -> torch.Tensor:
+    """Return the patches under Gaussians of (N, 1) deviations, cut off at a radius, from valid pixels alone."""
+    count, bands = pixels.shape[:2]
     offsets = torch.arange(-radius, radius + 1, device=pixels.device, dtype=pixels.dtype)
     kernel = (-0.5 * (offsets / deviation) ** 2).exp()
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(bands, 0)

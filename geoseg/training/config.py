@@ -153,7 +153,8 @@ class AugmentConfig(_Section):
         mixing: share of other bands that is mixed into a band.
         noise: deviation of the noise, in standard deviations of a band.
         blur: deviation of a Gaussian blur in pixels.
-        share: of the patches to which each of the last six is done.
+        sharpen: how much of the difference to a Gaussian blur of one pixel is added.
+        share: of the patches to which each of the last seven is done.
     """
 
     scale: tuple[float, float] = (0.8, 1.25)
@@ -165,6 +166,7 @@ class AugmentConfig(_Section):
     mixing: float = Field(default=0.0, ge=0, le=1)
     noise: float = Field(default=0.05, ge=0)
     blur: float = Field(default=0.0, ge=0, le=8)
+    sharpen: float = Field(default=0.0, ge=0)
     share: float = Field(default=0.5, ge=0, le=1)
 
     @field_validator("scale")

@@ -8,7 +8,7 @@ import torch
 from geoseg.training.augment import vary
 from geoseg.training.config import AugmentConfig
 
-NONE = {"brightness": 0, "contrast": 0, "gamma": 0, "mixing": 0, "noise": 0, "blur": 0, "share": 1}
+NONE = {"brightness": 0, "contrast": 0, "gamma": 0, "mixing": 0, "noise": 0, "blur": 0, "sharpen": 0, "share": 1}
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +26,7 @@ def test_amounts_of_0_change_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "amount"),
-    [("brightness", 0.5), ("contrast", 0.5), ("gamma", 0.5), ("mixing", 0.5), ("noise", 0.5), ("blur", 1.5)],
+    [("brightness", 0.5), ("contrast", 0.5), ("gamma", 0.5), ("mixing", 0.5), ("noise", 0.5), ("blur", 1.5), ("sharpen", 1)],
 )
 def test_each_varies_valid_pixels_alone_and_repeats_itself(name: str, amount: float) -> None:
     pixels, valid = batch()
@@ -38,6 +38,16 @@ def test_each_varies_valid_pixels_alone_and_repeats_itself(name: str, amount: fl
     assert (varied[~valid.unsqueeze(1).expand_as(varied)] == 0).all()
     changed = (varied != pixels).flatten(1).any(1)
     assert changed.tolist() == [True, True, True, True, False, True]
+
+
+def test_sharpening_spreads_what_blurring_presses() -> None:
+    pixels = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+    valid = torch.ones(8, 32, 32, dtype=torch.bool)
+    sharper = vary(pixels, valid, AugmentConfig(**{**NONE, "sharpen": 1}), 5)
+    softer = vary(pixels, valid, AugmentConfig(**{**NONE, "blur": 1.5}), 5)
+    assert (sharper.std((1, 2, 3)) > pixels.std((1, 2, 3))).all()
+    assert (softer.std((1, 2, 3)) < pixels.std((1, 2, 3))).all()
+    assert torch.allclose(sharper.mean((1, 2, 3)), pixels.mean((1, 2, 3)), atol=0.05)
 
 
 def test_one_amount_does_not_change_what_another_draws() -> None:
@@ -56,7 +66,7 @@ def test_a_share_of_patches_is_varied() -> None:
 
 def test_a_constant_patch_stays_finite() -> None:
     pixels, valid = torch.full((2, 3, 8, 8), 2.0), torch.ones(2, 8, 8, dtype=torch.bool)
-    everything = AugmentConfig(brightness=1, contrast=0.9, gamma=2, mixing=1, noise=0, blur=3, share=1)
+    everything = AugmentConfig(brightness=1, contrast=0.9, gamma=2, mixing=1, noise=0, blur=3, sharpen=2, share=1)
     varied = vary(pixels, valid, everything, 0)
     assert torch.isfinite(varied).all()
     # Light and colour change; what is flat stays flat.
