@@ -26,7 +26,15 @@ def test_amounts_of_0_change_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "amount"),
-    [("brightness", 0.5), ("contrast", 0.5), ("gamma", 0.5), ("mixing", 0.5), ("noise", 0.5), ("blur", 1.5), ("sharpen", 1)],
+    [
+        ("brightness", 0.5),
+        ("contrast", 0.5),
+        ("gamma", 0.5),
+        ("mixing", 0.5),
+        ("noise", 0.5),
+        ("blur", 1.5),
+        ("sharpen", 1),
+    ],
 )
 def test_each_varies_valid_pixels_alone_and_repeats_itself(name: str, amount: float) -> None:
     pixels, valid = batch()
