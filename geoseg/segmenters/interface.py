@@ -187,11 +187,25 @@ class Segmenter(ABC):
 
 def normalised(tiles: Tiles, scaling: Normalisation) -> torch.Tensor:
     """Return the tiles' pixels as network input: (N, C, H, W) float32, 0 where invalid."""
-    shape = (1, -1, 1, 1)
-    device = tiles.pixels.device
-    offset = torch.tensor(scaling.offset, dtype=torch.float32, device=device).view(shape)
-    factor = torch.tensor(scaling.scale, dtype=torch.float32, device=device).reciprocal().view(shape)
-    values = (tiles.pixels.to(torch.float32) - offset) * factor
-    if scaling.low is not None or scaling.high is not None:
-        values = values.clamp(scaling.low, scaling.high)
-    return values.masked_fill_(~tiles.valid.unsqueeze(1), 0.0)
+    return scaled(tiles.pixels, tiles.valid, [scaling])
+
+
+def scaled(pixels: torch.Tensor, valid: torch.Tensor, scalings: Sequence[Normalisation]) -> torch.Tensor:
+    """Return pixels as network input: (N, C, H, W) float32, 0 where invalid.
+
+    Args:
+        pixels: (N, C, H, W) scene values.
+        valid: (N, H, W) bool.
+        scalings: one for all, or one each, with limits that are the same.
+    """
+
+    def column(values: list[tuple[float, ...]]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=pixels.device)[..., None, None]
+
+    offset = column([scaling.offset for scaling in scalings])
+    factor = column([scaling.scale for scaling in scalings]).reciprocal()
+    values = (pixels.to(torch.float32) - offset) * factor
+    low, high = scalings[0].low, scalings[0].high
+    if low is not None or high is not None:
+        values = values.clamp(low, high)
+    return values.masked_fill_(~valid.unsqueeze(1), 0.0)

@@ -65,6 +65,9 @@ class DataConfig(_Section):
         repair: mend invalid polygons instead of refusing them.
         border_m: where two polygons come nearer than this, the pixels between are a border; 0 for none.
         border_class: the class of such borders; None leaves them out of the loss.
+        scaling: ``model`` scales the bands of all scenes alike, as measured on those that are trained on; ``scene``
+            scales each scene by its own mean and deviation, also in use, which evens out light and cameras but makes
+            what is found depend on how much of the land a scene shows.
     """
 
     folder: str | None = None
@@ -79,6 +82,7 @@ class DataConfig(_Section):
     repair: bool = False
     border_m: float = Field(default=0.0, ge=0)
     border_class: str | None = None
+    scaling: Literal["model", "scene"] = "model"
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -148,7 +148,15 @@ class _Run:
         self.drawing = Drawing(sites, sampler, loop.patch, config.sampling.min_valid)
         self.judging: Judging = Judging.of(judged, loop.patch)
         network, self.settings, scaling = first_network(config, len(sites[0].scene.bands))
-        self.scaling: Normalisation = scaling or measured_scaling(sites)
+        # What the bundle will hold: None where every scene is scaled by itself.
+        self.scaling: Normalisation | None = None
+        if config.data.scaling == "model":
+            self.scaling = scaling or measured_scaling(sites)
+
+        def scalings(of: list[Site]) -> list[Normalisation]:
+            return [self.scaling] if self.scaling is not None else [measured_scaling([site]) for site in of]
+
+        self._scalings = scalings(sites), scalings(judged)
         self.module = self._module(network)
         self.trainer = self._trainer(progress, tell)
 
@@ -162,7 +170,7 @@ class _Run:
         if config.network.freeze_steps or config.training.encoder_lr != 1:
             encoder = encoder_of(network, self.settings.name)
         loss = Supervision(self.loss, self.settings.name)
-        return TrainingModule(network, encoder, loss, self.scaling, config, self._batches, self._where)
+        return TrainingModule(network, encoder, loss, self._scalings, config, self._batches, self._where)
 
     def _batches(self, step: int, rank: int, world: int) -> Any:
         from geoseg.training.patches import Loader, batches_from
@@ -283,7 +291,7 @@ class _Run:
             bands=scene.band_names,
             classes=config.data.table(),
             resolution=config.data.resolution or min(scene.resolution),
-            normalisation=NormalisationRecord(**self.scaling.as_dict()),
+            normalisation=None if self.scaling is None else NormalisationRecord(**self.scaling.as_dict()),
             licence=config.licence,
             training=record,
             card=config.card,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from geoseg.losses.supervision import Supervision
 from geoseg.losses.weighted_sum import WeightedSum
 from geoseg.metrics import Confusion
 from geoseg.normalisation import Normalisation
-from geoseg.segmenters.interface import Tiles, normalised
+from geoseg.segmenters.interface import scaled
 from geoseg.training.augment import vary
 from geoseg.training.config import LoopConfig, TrainConfig
 from geoseg.training.labels import IGNORE
@@ -36,7 +36,7 @@ class TrainingModule(pl.LightningModule):
         encoder: the part of it with a learning rate of its own, None if there is none.
         loss: from outputs and labels (N, H, W), 255 where unknown, to a scalar.  Its own parameters, such as the
             adversary's of ``aaf``, are trained alike, without weight decay.
-        scaling: of the bands.
+        scalings: of the bands: one of each site that is trained on, and of each that is judged on; or one for all.
         config: of the run.
         batches: makes the batches to train on, from a step on.
         where: says in words where the patches of these numbers lie.
@@ -51,7 +51,7 @@ class TrainingModule(pl.LightningModule):
         network: nn.Module,
         encoder: nn.Module | None,
         loss: Supervision,
-        scaling: Normalisation,
+        scalings: tuple[Sequence[Normalisation], Sequence[Normalisation]],
         config: TrainConfig,
         batches: Callable[[int, int, int], Iterable[Batch]],
         where: Callable[[list[int]], str],
@@ -61,7 +61,7 @@ class TrainingModule(pl.LightningModule):
         self.loss = loss
         self.average = copy.deepcopy(network).requires_grad_(False) if config.training.average else None
         self._encoder = [encoder]  # in a list, so that it is not registered twice
-        self._scaling, self._config, self._loop = scaling, config, config.training
+        self._scalings, self._config, self._loop = scalings, config, config.training
         self._batches, self._where = batches, where
         self._mixing = Mixing(**config.mixing.model_dump(), ignore_index=IGNORE)
         self.classes: Classes = config.data.table()
@@ -87,7 +87,9 @@ class TrainingModule(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale the bands, and vary the patches that are trained on."""
-        pixels = normalised(Tiles(batch["pixels"], batch["valid"], ()), self._scaling)
+        known = self._scalings[0 if self.trainer.training else 1]
+        chosen = known if len(known) == 1 else [known[site] for site in batch["sites"].tolist()]
+        pixels = scaled(batch["pixels"], batch["valid"], chosen)
         if self.trainer.training:
             seed = hash_of(self._loop.seed, int(batch["numbers"][0]))
             pixels = vary(pixels, batch["valid"], self._config.augment, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,15 @@ _TRIES = 8
 
 @dataclass(frozen=True)
 class Patch:
-    """``pixels`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``labels`` (H, W) uint8, 255 for unknown."""
+    """``pixels`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``labels`` (H, W) uint8, 255 for unknown.
+
+    ``site`` is the number of the site it is of, among those that are trained on or among those that are judged on.
+    """
 
     pixels: NDArray[Any]
     valid: NDArray[np.bool_]
     labels: NDArray[np.uint8]
+    site: int = 0
 
 
 def read_patch(site: Site, place: Place, side: int) -> Patch:
@@ -77,7 +81,7 @@ def turned(patch: Patch, turn: int) -> Patch:
         flipped = array[..., ::-1] if turn & 4 else array
         return np.ascontiguousarray(np.rot90(flipped, turn & 3, axes=(-2, -1)))
 
-    return patch if turn == 0 else Patch(do(patch.pixels), do(patch.valid), do(patch.labels))
+    return patch if turn == 0 else Patch(do(patch.pixels), do(patch.valid), do(patch.labels), patch.site)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Drawing:
             patch = read_patch(self.sites[place.site], place, self.side)
             if patch.valid.mean() >= self.min_valid and (patch.labels != IGNORE).any():
                 break
-        return patch
+        return replace(patch, site=place.site)
 
 
 @dataclass(frozen=True)
@@ -135,20 +139,23 @@ class Judging:
     def __getitem__(self, number: int) -> Patch:
         """Return square ``number``."""
         site, window = self.windows[number]
-        return read_window(self.sites[site], window)
+        return replace(read_window(self.sites[site], window), site=site)
 
 
 Batch = dict[str, torch.Tensor]
 
 
 def collate(patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
-    """Return tensors ``pixels`` (N, C, H, W) uint8 or float32, ``valid``, ``labels`` uint8 (N, H, W), ``numbers``."""
+    """Return tensors ``pixels`` (N, C, H, W) uint8 or float32, ``valid``, ``labels`` uint8 (N, H, W), and (N,)
+    ``numbers`` and ``sites``.
+    """
     pixels = np.stack([patch.pixels for patch in patches])
     return {
         "pixels": torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)),
         "valid": torch.from_numpy(np.stack([patch.valid for patch in patches])),
         "labels": torch.from_numpy(np.stack([patch.labels for patch in patches])),
         "numbers": torch.tensor(numbers),
+        "sites": torch.tensor([patch.site for patch in patches]),
     }
 
 

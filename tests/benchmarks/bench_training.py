@@ -70,7 +70,7 @@ def _round(target: Path, encoder: str, batch: int, patch: int) -> tuple[Seconds,
     module, device = run.module, run.trainer.strategy.root_device
     made = [each for _, each in zip(range(_STEPS), run._batches(0, 0, 1), strict=False)]
     tiles = (Tiles(each["pixels"].to(device), each["valid"].to(device), ()) for each in made)
-    pixels = [normalised(each, module._scaling) for each in tiles]
+    pixels = [normalised(each, run.scaling) for each in tiles]
     known = [each["labels"].to(device).long() for each in made]
     network = module.network.to(device).train()
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3)

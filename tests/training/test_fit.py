@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 
 import geoseg
 from geoseg.bundle import read_bundle
 from geoseg.errors import ConfigError, OutputError, RunError
+from tests.conftest import write_raster
 from tests.training.conftest import same
 
 Settings = Callable[..., dict[str, Any]]
@@ -49,6 +51,29 @@ def test_the_bundle_says_how_it_was_made_and_predicts(settings: Settings, tmp_pa
     scene = given["data"]["scenes"][0]["image"]
     geoseg.predict(scene, tmp_path / "out.geojson", model, device="cpu")
     assert (tmp_path / "out.geojson").exists()
+
+
+@pytest.mark.parametrize("scaling", ["model", "scene"])
+def test_scenes_of_two_cameras(settings: Settings, squares: tuple[Path, Path], tmp_path: Path, scaling: str) -> None:
+    """A scene twice, once darker: scaled each by itself both look alike, scaled together they do not."""
+    with rasterio.open(squares[0]) as file:
+        pixels = file.read().astype(np.float32)
+    bright = write_raster(tmp_path / "bright.tif", pixels)
+    dark = write_raster(tmp_path / "dark.tif", pixels / 4 + 3)
+    part = {"labels": str(squares[1]), "validation": [0.75, 1]}
+    scenes = [{"image": str(image), **part} for image in (bright, dark)]
+    training = {**settings()["training"], "steps": 40}
+    model = tmp_path / "m.safetensors"
+    geoseg.train(settings(data={"scenes": scenes, "scaling": scaling}, training=training), model)
+    assert (read_bundle(model).description.normalisation is None) == (scaling == "scene")
+    assert read_bundle(model).description.training["config"]["data"]["scaling"] == scaling
+    found = []
+    for image in (bright, dark):
+        geoseg.predict(image, tmp_path / "labels.tif", model, device="cpu", overwrite=True)
+        with rasterio.open(tmp_path / "labels.tif") as file:
+            found.append(file.read(1))
+    assert found[0].any()
+    assert ((found[0] == found[1]).mean() > 0.999) == (scaling == "scene")
 
 
 def test_nothing_but_the_bundle_is_left(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

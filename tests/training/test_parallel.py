@@ -15,7 +15,7 @@ import torch
 
 import geoseg
 from geoseg.bundle import read_bundle
-from geoseg.segmenters.interface import Tiles, normalised
+from geoseg.segmenters.interface import scaled
 from geoseg.segmenters.network import PlainNetwork
 from geoseg.training.config import check
 from geoseg.training.labels import IGNORE
@@ -75,7 +75,7 @@ def test_two_processes_on_a_cpu(settings: Callable[..., dict[str, Any]], judging
     for i in range(len(judging)):
         batch = collate([judging[i]], [i])
         with torch.no_grad():
-            scores = network(normalised(Tiles(batch["pixels"], batch["valid"], ()), scaling))
+            scores = network(scaled(batch["pixels"], batch["valid"], [scaling]))
         found += confusion_of(scores.argmax(1), batch["labels"].long(), 2)
     figures = figures_of(found, segmenter.spec.classes)
     assert figures["pixels"] == told["pixels"] == np.prod([128, 48])
