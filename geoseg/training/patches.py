@@ -146,8 +146,10 @@ Batch = dict[str, torch.Tensor]
 
 
 def collate(patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
-    """Return tensors ``pixels`` (N, C, H, W) uint8 or float32, ``valid``, ``labels`` uint8 (N, H, W), and (N,)
-    ``numbers`` and ``sites``.
+    """Return the patches as tensors.
+
+    These are ``pixels`` (N, C, H, W) uint8 or float32, ``valid`` bool and ``labels`` uint8 (N, H, W), and of each patch
+    its number and that of its site, ``numbers`` and ``sites`` (N,).
     """
     pixels = np.stack([patch.pixels for patch in patches])
     return {
