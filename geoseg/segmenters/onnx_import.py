@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from geoseg.bundle import ClassRecord, Description, TilingRecord
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError
-from geoseg.networks.tiling import BOUND, Comparison, Decision, Difference, halos, scene_like
+from geoseg.networks.pictures import scene_like
+from geoseg.networks.tiling import BOUND, Comparison, Decision, Difference, halos
 from geoseg.segmenters.interface import Spec
 from geoseg.segmenters.onnx import TENSOR, Answer, OnnxNetwork, check_installed
 from geoseg.segmenters.onnx_graph import LARGEST_FILE, LARGEST_TILE, Facts, Graph, read_facts, read_graph

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from geoseg.errors import ConfigError, GeosegError, OutputError, RunError, one_line
 from geoseg.outputs.staging import check_place
-from geoseg.training.config import LoopConfig, TrainConfig, check, read_config
+from geoseg.training.config import TrainConfig, check, read_config
+from geoseg.training.lightning import accelerator, hushed, loggers, precision
+from geoseg.training.work_folder import explained, held
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from geoseg.training.site import Site
 
 Progress = Callable[[str, int, int], None]
-_RECORD = "config.json"
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,8 @@ def train(
         check_place(target, overwrite)
     else:
         progress = tell = None
-    held = _held(folder, config, fresh=fresh, hidden=workdir is None) if first else contextlib.nullcontext()
-    with held, _explained(config.training):
+    holding = held(folder, config, fresh=fresh, hidden=workdir is None) if first else contextlib.nullcontext()
+    with holding, explained(config.training):
         run = _Run(config, target, folder, progress, tell)
         resumed = run.fit()
         if run.trainer.is_global_zero:
@@ -215,13 +211,13 @@ class _Run:
         ]
         if loop.patience and validate:
             callbacks.append(EarlyStopping("val_iou", mode="max", patience=loop.patience))
-        device = _accelerator(loop)
-        with _hushed():
+        device = accelerator(loop)
+        with hushed():
             return pl.Trainer(
                 accelerator=device,
                 devices=loop.devices,
                 strategy="ddp" if loop.devices > 1 else "auto",
-                precision=_precision(loop, device),  # type: ignore[arg-type]
+                precision=precision(loop, device),  # type: ignore[arg-type]
                 max_steps=loop.steps,
                 max_epochs=-1,
                 accumulate_grad_batches=loop.accumulate,
@@ -232,7 +228,7 @@ class _Run:
                 num_sanity_val_steps=0,
                 callbacks=callbacks,
                 plugins=[WholeFiles()],
-                logger=_loggers(self.config),
+                logger=loggers(self.config),
                 log_every_n_steps=10,
                 default_root_dir=str(self.folder),
                 enable_checkpointing=False,
@@ -253,7 +249,7 @@ class _Run:
         squares = self._squares() if len(self.judging) else None
         starts: list[int] = []
         self.module.begins = starts.append
-        with torch.random.fork_rng(), _hushed():
+        with torch.random.fork_rng(), hushed():
             self.trainer.fit(
                 self.module,
                 val_dataloaders=squares,
@@ -311,105 +307,3 @@ def _rounded(network: nn.Module, kind: str) -> dict[str, NDArray[Any]]:
     }
     load_tensors(network, tensors, "the trained network")
     return tensors
-
-
-def _accelerator(loop: LoopConfig) -> str:
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if loop.device == "cuda" and not gpu:
-        raise ConfigError("training.device is cuda, but torch sees no GPU here: use cpu or auto.")
-    device = "cpu" if loop.device == "cpu" or not gpu else "cuda"
-    if device == "cuda" and loop.devices > torch.cuda.device_count():
-        raise ConfigError(f"training.devices is {loop.devices}, but there are {torch.cuda.device_count()} GPUs.")
-    return device
-
-
-def _precision(loop: LoopConfig, device: str) -> str:
-    import torch
-
-    if loop.precision == "auto":
-        return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-    if loop.precision == "float16" and device == "cpu":
-        raise ConfigError("training.precision is float16, which a CPU does not train in: use bfloat16 or float32.")
-    return {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[loop.precision]
-
-
-def _loggers(config: TrainConfig) -> Any:
-    if config.training.logs is None:
-        return False
-    from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-
-    folder = config.training.logs
-    csv = CSVLogger(folder, name="")
-    return [csv, TensorBoardLogger(folder, name="", version=csv.version)]
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep Lightning's own remarks from the terminal."""
-    told = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in told]
-    for logger in told:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch\.utils\.tensorboard)")
-            warnings.filterwarnings("ignore", message=r".*(Lightning|val_dataloader|dataloader|lr_scheduler).*")
-            yield
-    finally:
-        for logger, level in zip(told, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _held(folder: Path, config: TrainConfig, *, fresh: bool, hidden: bool) -> Iterator[None]:
-    """Hold the work folder, once it is known to belong to this run; at the end a hidden one goes if it has nothing."""
-    from geoseg.training.callbacks import LAST
-    from geoseg.training.starting import fingerprint
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(f"{folder} is in use by another training: wait for it, or write to another model.") from error
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
-    try:
-        record, own = folder / _RECORD, fingerprint(config)
-        if fresh:
-            for entry in folder.iterdir():
-                if entry.suffix in {".ckpt", ".safetensors", ".part", ".json"}:
-                    entry.unlink()
-        begun = record.exists() and (folder / LAST).exists()
-        if begun and record.read_text(encoding="utf-8") != own:
-            raise RunError(
-                f"{folder} holds the checkpoints of a training with another configuration: pass --fresh to throw them "
-                "away, or write to another model."
-            )
-        record.write_text(own, encoding="utf-8")
-        yield
-    finally:
-        lock.release()
-        if hidden and not (folder / LAST).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _explained(loop: LoopConfig) -> Iterator[None]:
-    """Turn a lack of memory into a sentence."""
-    try:
-        yield
-    except GeosegError:
-        raise
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
-            raise
-        half = max(1, loop.batch // 2)
-        raise RunError(
-            f"there is not enough memory for batches of {loop.batch} patches of {loop.patch} pixels "
-            f"({one_line(error, 80)}): set training.batch to {half} and training.accumulate to {2 * loop.accumulate}, "
-            "training.patch smaller, or choose a smaller network."
-        ) from error

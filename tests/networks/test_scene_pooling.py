@@ -11,9 +11,10 @@ from torch import nn
 from geoseg.errors import ConfigError
 from geoseg.networks.any_size import mirrored
 from geoseg.networks.icnet_blocks import BINS, Pyramid, resized
+from geoseg.networks.pictures import scene_like
 from geoseg.networks.receptive_field import exact_halo
 from geoseg.networks.scene_pooling import ScenePyramid, context_of, held, means_of, parts, pools_over_scene
-from geoseg.networks.tiling import choose_halo, compare, scene_like
+from geoseg.networks.tiling import choose_halo, compare
 
 
 class Small(nn.Module):

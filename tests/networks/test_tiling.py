@@ -8,6 +8,7 @@ from torch import nn
 
 from geoseg import networks
 from geoseg.errors import ConfigError
+from geoseg.networks.pictures import scene_like
 from geoseg.networks.tiling import (
     EXACT,
     Comparison,
@@ -17,7 +18,6 @@ from geoseg.networks.tiling import (
     halos,
     measure_at,
     opened,
-    scene_like,
 )
 
 

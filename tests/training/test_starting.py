@@ -104,4 +104,4 @@ def test_scaling_over_all_scenes(tmp_path: Path) -> None:
 def test_the_building_configuration_is_sound() -> None:
     made = check(read_config(ROOT / "notebooks" / "buildings.yaml"))
     assert made.network.encoder == "tf_efficientnet_lite0"
-    assert made.path("banepa_dev_rgb.tif") == str(ROOT / "notebooks" / "banepa_dev_rgb.tif")
+    assert Path(made.path("banepa_dev_rgb.tif")).resolve() == ROOT / "tests" / "data" / "banepa" / "banepa_dev_rgb.tif"
