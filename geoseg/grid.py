@@ -160,6 +160,54 @@ class TileGrid:
         return [(row, col) for row in rows for col in cols]
 
 
+@dataclass(frozen=True)
+class ViewGrid:
+    """Squares of ``extent`` pixels, each the surroundings of a block of tiles, on a lattice of the scene's own.
+
+    Neighbouring tiles share a square, which holds them whole, halo included.
+    """
+
+    tiles: TileGrid
+    extent: int
+
+    def __post_init__(self) -> None:
+        """Refuse a square that does not hold a tile.
+
+        Raises:
+            ConfigError: it is smaller than a tile.
+        """
+        if self.extent < self.tiles.tile:
+            raise ConfigError(
+                f"the model looks at {self.extent} pixels round a tile, which has {self.tiles.tile}: use --tile "
+                f"{self.extent} or less."
+            )
+
+    @cached_property
+    def _side(self) -> int:
+        """Tiles along a side of the block that shares a square."""
+        return (self.extent - 2 * self.tiles.halo) // self.tiles.core
+
+    def window(self, tile: Window) -> Window:
+        """Return the square round the tile whose window, halo included, is ``tile``."""
+        core, side = self.tiles.core, self._side
+        margin = (self.extent - side * core) // 2
+        row, col = ((start + self.tiles.halo) // (side * core) * side * core - margin for start in (tile.row, tile.col))
+        return Window(row, col, self.extent, self.extent)
+
+
+def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.intp] | None, NDArray[np.intp] | None]:
+    """Return where a raster of ``shape``, mirrored at its edges, must be read to fill ``window``.
+
+    Beside the part of the raster come the rows and the columns of that part to take, in order; None twice where the
+    part is the window itself.
+    """
+    rows = reflected(window.row, window.row_stop, shape[0])
+    cols = reflected(window.col, window.col_stop, shape[1])
+    row, col = int(rows.min()), int(cols.min())
+    part = Window(row, col, int(rows.max()) + 1 - row, int(cols.max()) + 1 - col)
+    return (part, None, None) if part == window else (part, rows - row, cols - col)
+
+
 def reflected(start: int, stop: int, size: int) -> NDArray[np.intp]:
     """Return the pixel of an axis of ``size`` pixels that stands at each place from ``start`` to ``stop``.
 

@@ -15,13 +15,14 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform
 from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import ground_resolution, projection
-from geoseg.grid import Window, reflected
+from geoseg.grid import Window, mirror
 from geoseg.source import (
     alpha_band,
     band_names,
@@ -126,28 +127,62 @@ class Scene:
         Raises:
             SceneError: the file cannot be read there.
         """
-        inner = _bounds_of_mirror(window, self.shape)
-        data, valid = self._read_inside(inner)
-        if inner != window:
-            rows = reflected(window.row, window.row_stop, self.shape[0]) - inner.row
-            cols = reflected(window.col, window.col_stop, self.shape[1]) - inner.col
+        inner, rows, cols = mirror(window, self.shape)
+        data, valid = self._read_inside(RasterioWindow(inner.col, inner.row, inner.width, inner.height), inner.shape)
+        if rows is not None and cols is not None:
             data = data[:, rows[:, None], cols]
             valid = valid[rows[:, None], cols]
         return Pixels(data, valid, window)
 
-    def _read_inside(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        place = RasterioWindow(window.col, window.row, window.width, window.height)
-        with gdal_environment(self.path), reading(self.path, str(window)):
+    def read_coarse(self, window: Window, size: int) -> Pixels:
+        """Read a square window shrunk to ``size`` pixels a side, from an overview where the file has a fitting one.
+
+        Pixels are averaged.  Where the window reaches beyond the scene, what it holds of the scene is mirrored.
+
+        Raises:
+            SceneError: the file cannot be read there, or the window holds nothing of the scene.
+        """
+        step = window.height / size
+        spans = [
+            _coarse_span(start, step, size, length)
+            for start, length in zip((window.row, window.col), self.shape, strict=True)
+        ]
+        if any(stop <= start for start, stop, _ in spans):
+            raise SceneError(f"{self.path} has no pixel at {window}: read a window that meets the scene.")
+        (top, bottom, rows), (left, right, cols) = spans
+        place = RasterioWindow(
+            window.col + left * step, window.row + top * step, (right - left) * step, (bottom - top) * step
+        )
+        # The last coarse pixel may reach beyond the scene by less than half of itself.
+        place = place.intersection(RasterioWindow(0, 0, self.shape[1], self.shape[0]))
+        data, valid = self._read_inside(place, (bottom - top, right - left))
+        return Pixels(data[:, rows[:, None], cols], valid[rows[:, None], cols], window)
+
+    def _read_inside(self, place: RasterioWindow, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a part of the scene as ``shape`` rows and columns."""
+        how: dict[str, Any] = {"window": place}
+        if (place.height, place.width) != shape:
+            # An average of nodata that the file does not know of would be a measurement.
+            how |= {"out_shape": shape, "resampling": Resampling.average if self._knows_nodata else Resampling.nearest}
+        with gdal_environment(self.path), reading(self.path, _told(place)):
             dataset = self._dataset()
-            data = dataset.read(list(self.bands), window=place)
+            data = dataset.read(list(self.bands), **how)
+            how.pop("resampling", None)
             mask = None
             if self.alpha is not None:
-                mask = dataset.read(self.alpha, window=place)
+                mask = dataset.read(self.alpha, **how)
             elif self.warp is not None and all(value is None for value in self.nodata):
-                mask = dataset.read(dataset.count, window=place)
+                mask = dataset.read(dataset.count, **how)
             elif self.masked:
-                mask = dataset.read_masks(self.bands[0], window=place)
+                mask = dataset.read_masks(self.bands[0], **how)
         return self.hide_nodata(data, mask)
+
+    @property
+    def _knows_nodata(self) -> bool:
+        """Whether the open file has the nodata values of the scene."""
+        dataset = self._dataset()
+        own = (dataset.nodatavals[band - 1] for band in self.bands)
+        return all(mine is None or repr(mine) == repr(its) for mine, its in zip(self.nodata, own, strict=True))
 
     def hide_nodata(self, data: NDArray[Any], mask: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return the pixels with 0 where nothing is known, and where something is.
@@ -351,9 +386,22 @@ def _holds(dtype: str, value: float) -> bool:
     return float(value).is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
 
 
-def _bounds_of_mirror(window: Window, shape: tuple[int, int]) -> Window:
-    """Return the part of the raster from which a mirrored read of ``window`` takes its pixels."""
-    rows = reflected(window.row, window.row_stop, shape[0])
-    cols = reflected(window.col, window.col_stop, shape[1])
-    row, col = int(rows.min()), int(cols.min())
-    return Window(row, col, int(rows.max()) + 1 - row, int(cols.max()) + 1 - col)
+def _told(place: RasterioWindow) -> str:
+    """Return a place in words."""
+    return str(Window(int(place.row_off), int(place.col_off), math.ceil(place.height), math.ceil(place.width)))
+
+
+def _coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:
+    """Return which of ``size`` coarse pixels from ``start`` on have their centre on an axis of ``length`` pixels.
+
+    As first, stop, and for each of the coarse pixels the one of those that stands for it, counted from the first.
+    """
+    centre = start + (np.arange(size) + 0.5) * step
+    inside = np.flatnonzero((centre >= 0) & (centre < length))
+    if len(inside) == 0:
+        return 0, 0, inside
+    first, stop = int(inside[0]), int(inside[-1]) + 1
+    folded = centre % (2 * length)
+    folded = np.minimum(folded, 2 * length - folded)
+    place = np.floor((folded - start) / step).astype(np.intp).clip(first, stop - 1)
+    return first, stop, place - first

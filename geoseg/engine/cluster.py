@@ -48,6 +48,7 @@ class Job:
 
     def runner(self) -> Runner:
         """Return the segmenter on this worker's device, loading it once."""
+        from geoseg.engine.context import Context
         from geoseg.engine.device import Runner, choose_device, choose_precision, default_batch
 
         with self._loading:
@@ -61,6 +62,7 @@ class Job:
                     device=device,
                     dtype=choose_precision(plan.precision, device),
                     batch=plan.batch or default_batch(plan.tiles.tile, device),
+                    context=Context(plan),
                 )
             return self._runner
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from geoseg.classes import Classes
+from geoseg.engine.context import Context
 from geoseg.engine.plan import CONFIDENCE_SCALE, Precision
 from geoseg.errors import ConfigError
 from geoseg.grid import Window
@@ -98,8 +99,10 @@ class Runner:
         device: torch.device,
         dtype: torch.dtype,
         batch: int,
+        context: Context | None = None,
     ) -> None:
         self.segmenter = segmenter
+        self.context = context
         self.state = state
         self.device = device
         self.dtype = dtype
@@ -109,11 +112,11 @@ class Runner:
         segmenter.place(device)
 
     def tiles(self, pixels: Sequence[Pixels]) -> Tiles:
-        """Return a batch on the host: uint8 stays, everything else becomes float32; pinned if a GPU will take it."""
+        """Return a batch on the host, with its context: uint8 stays, all else is float32; pinned if a GPU takes it."""
         tiles = Tiles.of(pixels)
-        if self.device.type == "cuda":
-            return replace(tiles, pixels=tiles.pixels.pin_memory(), valid=tiles.valid.pin_memory())
-        return tiles
+        if self.context is not None:
+            tiles = self.context.added(tiles)
+        return tiles.pinned() if self.device.type == "cuda" else tiles
 
     def run(self, batches: Iterable[Tiles], *, probabilities: bool, layers: bool = False) -> Iterator[Scores]:
         """Yield what the segmenter says of each batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
 import cloudpickle
@@ -15,7 +15,10 @@ from geoseg.classes import Classes
 from geoseg.errors import BundleError
 from geoseg.grid import ChunkGrid, TileGrid
 from geoseg.scene import Scene
-from geoseg.segmenters.interface import Segmenter, State
+from geoseg.segmenters.interface import Segmenter, State, View
+
+if TYPE_CHECKING:
+    from geoseg.engine.prior import Prior
 
 Blend = Literal["crop", "hann"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -89,6 +92,8 @@ class Plan:
         aoi: area of interest as WKB in the CRS of the scene, or None.
         store: folder of the chunk store.
         uncertainty: names of the uncertainty layers, the entropy of the classes first; empty where none are wanted.
+        view: the surroundings that tiles are shown with, if any.
+        prior: labels of an earlier stage, where the segmenter refines them.
     """
 
     source: Scene
@@ -106,6 +111,8 @@ class Plan:
     aoi: bytes | None
     store: str
     uncertainty: tuple[str, ...] = ()
+    view: View | None = None
+    prior: Prior | None = None
 
     @property
     def same_grid(self) -> bool:
@@ -129,6 +136,8 @@ class Plan:
             "blend": self.blend,
             "precision": self.precision,
             "uncertainty": list(self.uncertainty),
+            "view": None if self.view is None else [self.view.extent, self.view.size],
+            "prior": None if self.prior is None else self.prior.identity,
             "aoi": hashlib.sha256(self.aoi).hexdigest() if self.aoi else None,
         }
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

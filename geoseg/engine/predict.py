@@ -16,10 +16,11 @@ from geoseg.engine.run import Progress, run_chunks
 from geoseg.engine.selection import Selection
 from geoseg.engine.store import ChunkStore
 from geoseg.errors import BundleError, ConfigError, SceneError
-from geoseg.grid import ChunkGrid, TileGrid
+from geoseg.grid import ChunkGrid, TileGrid, ViewGrid
 from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
+    from geoseg.engine.prior import PriorFile
     from geoseg.segmenters.interface import Segmenter, Spec, State
 
 DEFAULT_CHUNK = 2048
@@ -165,8 +166,11 @@ def make_plan(
     segmenter: Segmenter,
     options: Options,
     progress: Progress | None = None,
+    labels: PriorFile | None = None,
 ) -> tuple[Plan, list[str]]:
     """Fit scene and method together, and look at the scene once; returns the plan and what a user should know.
+
+    A segmenter that refines takes ``labels`` of an earlier stage; where it has no classes, they bring them.
 
     Raises:
         SceneError: the scene cannot be used, or has other bands than the model.
@@ -178,8 +182,8 @@ def make_plan(
     from geoseg.engine.device import choose_device
 
     spec = segmenter.spec
-    if spec.view is not None or spec.needs_prior:
-        raise ConfigError("this model needs a view or a prior, which this version does not give it: use another model.")
+    if spec.needs_prior and labels is None:
+        raise ConfigError("this model refines labels and was given none: use `geoseg refine`.")
     own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
     own = with_bands_of(own, spec, options)
     outputs.check_scene(own)
@@ -191,14 +195,19 @@ def make_plan(
     model_scene, notes = at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
     tiles = _tiles(spec, options)
+    if spec.view is not None:
+        ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
     if not options.scheduler:  # elsewhere there may be other devices
         choose_device(options.device)
     if progress:
         progress("preparing", 0, 1)
+    prior = None if labels is None else labels.on(model_scene.geobox, own.path, spec.classes)
     model_scene.statistics()  # refuses a scene without one valid pixel before any work
     state = _looked_at(model_scene, segmenter, options)
     if progress:
         progress("preparing", 1, 1)
+    if prior is not None and state.classes is None:
+        state = replace(state, classes=prior.classes)
     classes = state.classes or spec.classes
     if classes is None:
         raise BundleError("the model names no classes, and found none in the scene: give it classes.")
@@ -219,6 +228,8 @@ def make_plan(
         aoi=aoi,
         store=str(outputs.workdir),
         uncertainty=uncertainty,
+        view=spec.view,
+        prior=prior,
     )
     return plan, notes
 

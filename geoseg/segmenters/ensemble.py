@@ -31,7 +31,7 @@ class TestTimeAugmentation(Segmenter):
         transforms: ``"d4"``, all eight of the square, or ``"flips"``, the four without quarter turns.
 
     Raises:
-        ConfigError: another name of transforms, or a segmenter whose tiles are given the means of the scene.
+        ConfigError: another name of transforms, or a segmenter that also looks at the scene round its tiles.
     """
 
     __test__ = False  # the name is the method's, not a test's
@@ -39,11 +39,11 @@ class TestTimeAugmentation(Segmenter):
     def __init__(self, segmenter: Segmenter, transforms: Literal["d4", "flips"] = "d4") -> None:
         if transforms not in _TURNS:
             raise ConfigError(unknown_name("set of transforms", transforms, _TURNS))
-        if segmenter.spec.scene_pass:
-            # The means belong to the scene as it lies; each turn of it has its own.
+        if segmenter.spec.scene_pass or segmenter.spec.view is not None:
+            # What is known of the scene, or of a tile's place in its view, holds as they lie; each turn has its own.
             raise ConfigError(
-                "test-time augmentation turns tiles, and this model gives them the means of the scene, which is not "
-                "turned: leave --tta out, or use a model that pools by tile."
+                "test-time augmentation turns tiles, and this model also looks at the scene round them, which is not "
+                "turned: leave --tta out, or use a model that sees its tile alone."
             )
         self.segmenter = segmenter
         self.spec = segmenter.spec
@@ -194,7 +194,6 @@ def _turned_tiles(tiles: Tiles, turns: int, flipped: bool) -> Tiles:
         tiles,
         pixels=_turned(tiles.pixels, turns, flipped),
         valid=_turned(tiles.valid, turns, flipped),
-        view=turn(tiles.view),
         prior=turn(tiles.prior),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """A coarse look at a tile's surroundings: ``extent`` scene pixels square, read at ``size`` pixels square."""
+    """A coarse look at a tile's surroundings: ``extent`` scene pixels square, read at ``size`` pixels square.
+
+    The squares lie on a lattice of the scene (:class:`geoseg.grid.ViewGrid`): neighbouring tiles share one, and what a
+    tile is shown depends on nothing but its place.
+    """
 
     extent: int
     size: int
@@ -88,7 +92,9 @@ class Tiles:
         pixels: (N, C, H, W) scene values, uint8 or float32; 0 where not valid.
         valid: (N, H, W) bool.
         windows: each tile's place in the scene (it may reach beyond the edge, where the scene is mirrored).
-        view: (N, C, S, S) surroundings, where the spec asks for them.
+        view: (N, C, S, S) surroundings, where the spec asks for them; 0 where not valid.
+        view_valid: (N, S, S) bool.
+        view_windows: the part of the scene that each view shows.
         prior: (N, K, H, W) scores of an earlier stage, where the spec asks for them.
     """
 
@@ -96,6 +102,8 @@ class Tiles:
     valid: torch.Tensor
     windows: tuple[Window, ...]
     view: torch.Tensor | None = None
+    view_valid: torch.Tensor | None = None
+    view_windows: tuple[Window, ...] = ()
     prior: torch.Tensor | None = None
 
     @classmethod
@@ -115,12 +123,11 @@ class Tiles:
     def singles(self) -> Iterator[Tiles]:
         """Iterate over the tiles as batches of one."""
         for i in range(len(self)):
-            yield Tiles(
-                self.pixels[i : i + 1],
-                self.valid[i : i + 1],
-                self.windows[i : i + 1],
-                None if self.view is None else self.view[i : i + 1],
-                None if self.prior is None else self.prior[i : i + 1],
+            one = slice(i, i + 1)
+            yield replace(
+                self._with(lambda tensor, one=one: tensor[one]),  # type: ignore[misc]
+                windows=self.windows[one],
+                view_windows=self.view_windows[one],
             )
 
     def filled(self, count: int) -> Tiles:
@@ -129,30 +136,33 @@ class Tiles:
         if missing <= 0:
             return self
 
-        def fill(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
-
         return replace(
-            self,
-            pixels=torch.cat([self.pixels, self.pixels[-1:].expand(missing, -1, -1, -1)]),
-            valid=torch.cat([self.valid, self.valid[-1:].expand(missing, -1, -1)]),
+            self._with(lambda tensor: torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])),
             windows=self.windows + self.windows[-1:] * missing,
-            view=fill(self.view),
-            prior=fill(self.prior),
+            view_windows=self.view_windows + self.view_windows[-1:] * missing,
         )
 
     def to(self, device: torch.device) -> Tiles:
         """Return the batch on ``device``; pinned memory is copied without waiting."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def pinned(self) -> Tiles:
+        """Return the batch in memory that a GPU copies from without waiting."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Tiles:
+        """Return the batch with every tensor changed."""
+
+        def changed(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else change(tensor)
 
         return replace(
             self,
-            pixels=self.pixels.to(device, non_blocking=True),
-            valid=self.valid.to(device, non_blocking=True),
-            view=move(self.view),
-            prior=move(self.prior),
+            pixels=change(self.pixels),
+            valid=change(self.valid),
+            view=changed(self.view),
+            view_valid=changed(self.view_valid),
+            prior=changed(self.prior),
         )
 
 

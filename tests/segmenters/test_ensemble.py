@@ -86,14 +86,13 @@ def test_turned_input_gives_turned_scores():
 
 @pytest.mark.parametrize(("transforms", "count"), [("d4", 8), ("flips", 4)])
 def test_every_version_is_seen_once_with_all_that_belongs_to_it(transforms, count):
-    spec = Spec(("red", "green"), 0.5, CLASSES, tile=24, halo=4, view=View(48, 24), needs_prior=True)
+    spec = Spec(("red", "green"), 0.5, CLASSES, tile=24, halo=4, needs_prior=True)
     plain = _tiles()
-    tiles = _tiles(view=plain.pixels + 1, prior=plain.pixels * 2)
+    tiles = _tiles(prior=plain.pixels * 2)
     inner = _Given(torch.zeros(2, 2, 24, 24), spec)
     TestTimeAugmentation(inner, transforms).segment(tiles, State())
     assert len({tuple(seen.pixels.flatten().tolist()) for seen in inner.seen}) == count
     for seen in inner.seen:
-        assert torch.equal(seen.view, seen.pixels + 1)
         assert torch.equal(seen.prior, seen.pixels * 2)
         assert seen.windows == tiles.windows
 

@@ -181,7 +181,9 @@ def test_an_ensemble_averages_it_and_turning_is_refused(raster):
     one, other = (m.segment(tiles, s).softmax(1) for m, s in zip(both.members, state.states, strict=True))
     torch.testing.assert_close(both.segment(tiles, state).softmax(1), (one + other) / 2)
     for segmenter in (pooled, both):
-        with pytest.raises(ConfigError, match="the means of the scene, which is not turned: leave --tta out"):
+        with pytest.raises(
+            ConfigError, match="also looks at the scene round them, which is not turned: leave --tta out"
+        ):
             TestTimeAugmentation(segmenter)
 
 
