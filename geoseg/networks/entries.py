@@ -25,6 +25,8 @@ class NetworkInfo:
         exact_with: the option with which tiles can be exact all the same, where there is one.
         auxiliary: names of the further outputs in training mode, for deep supervision; a network built with other
             options may have fewer.
+        needs_prior: whether it refines the mask of an earlier stage: it is then called with pixels and a mask, and
+            answers for that mask alone.
     """
 
     name: str
@@ -38,6 +40,7 @@ class NetworkInfo:
     fixed_size: int | None = None
     auxiliary: tuple[str, ...] = ()
     exact_with: str | None = None
+    needs_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def _own(
     min_size: int = 32,
     auxiliary: tuple[str, ...] = (),
     exact_with: str | None = None,
+    needs_prior: bool = False,
     module: str | None = None,
 ) -> Entry:
     """Return the entry of a network of ours, built by ``build_<name>`` in the module of its name."""
@@ -86,6 +90,7 @@ def _own(
         *(name, family, summary, encoder, stride, tile_exact, min_size, source),
         auxiliary=auxiliary,
         exact_with=exact_with,
+        needs_prior=needs_prior,
     )
     return Entry(info, f"geoseg.networks.{module or name}:build_{name}")
 
@@ -152,6 +157,17 @@ ENTRIES = {
             tile_exact=False,
             auxiliary=("scores_4", "scores_8", "scores_16"),
             exact_with="pooling=scene",
+        ),
+        _own(
+            "cascadepsp",
+            "refinement",
+            "snaps a rough mask to the edges of the image, at three resolutions in turn",
+            "Cheng, Chung, Tai, Tang 2020, arXiv 2005.02551",
+            encoder="resnet50",
+            stride=8,
+            tile_exact=False,
+            min_size=8,
+            needs_prior=True,
         ),
         _own(
             "fcn8s",

@@ -17,13 +17,15 @@ _MOST_CHANNELS = 4096
 _MOST_CLASSES = 4096
 
 
-def names() -> tuple[str, ...]:
-    """Return the names :func:`create` knows.
+def names(*, needs_prior: bool = False) -> tuple[str, ...]:
+    """Return the names :func:`create` knows: of networks from pixels to scores, or of those that refine a mask.
 
     >>> "unet" in names()
     True
+    >>> names(needs_prior=True)
+    ('cascadepsp',)
     """
-    return tuple(ENTRIES)
+    return tuple(name for name, entry in ENTRIES.items() if entry.info.needs_prior == needs_prior)
 
 
 def info(name: str) -> NetworkInfo:
@@ -50,10 +52,12 @@ def create(
     """Build a network: a module from (N, ``in_channels``, H, W) float to scores (N, ``num_classes``, H, W), any H, W.
 
     The module has an attribute ``stride``, the shift in pixels that it follows exactly.  Weights are random (seed them
-    with ``torch.manual_seed``) unless ``pretrained``.
+    with ``torch.manual_seed``) unless ``pretrained``.  A network that refines (``info(name).needs_prior``) is called
+    with pixels and a mask instead, on sides that are multiples of its stride, and answers for that mask; the channels
+    of its masks come on top of ``in_channels``.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`names`, of either kind.
         in_channels: number of bands.
         num_classes: number of classes.
         encoder: any encoder that timm knows by name (``resnet34``, ``hrnet_w18``, ``convnext_tiny``), or one that only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,8 @@ _TRAINING = (
 _NOT_NEEDED = "num_batches_tracked"
 # The library's own ResNets compute exactly what timm's do, unless they are dilated.
 _NATIVE = ("resnet", "resnext")
+# What a mask tells apart, for weights that were not trained on named classes.
+_MASK_CLASSES = ("background", "object")
 _HRNET_ANCHOR = "stage4.0.branches.3.0.conv1.weight"
 
 
@@ -77,11 +79,12 @@ def import_checkpoint(
         path: a torch or safetensors file.
         network: the network of ours whose weights it holds.
         bands: names of the input channels in order.
-        classes: in the order of the channels of the scores; by default those that the file names.
+        classes: in the order of the channels of the scores; by default those that the file names.  A network that
+            refines masks has none of its own.
         encoder: by default the network's own; for ``hrnet`` the width is then read from the file, unless an option
             says it.
         resolution: true ground metres per pixel, None for any.
-        scaling: of the bands; by default measured on each scene.
+        scaling: of the bands; by default measured on each scene, for a network that refines masks ImageNet's.
         tile: side in pixels, see :func:`geoseg.segmenters.describing.describe`.
         halo: pixels; ``"auto"`` chooses it by what the weights show.
         options: what else the network's builder takes.
@@ -95,6 +98,11 @@ def import_checkpoint(
         ConfigError: a name, option or size is refused, or there are no classes.
     """
     checkpoint = read_checkpoint(path)
+    scaling = scaling or Scaling()
+    if networks.info(network).needs_prior:
+        classes = classes or classes_called(_MASK_CLASSES)
+        # The authors of the only published weights trained so.
+        scaling = replace(scaling, kind=scaling.kind or "imagenet")
     if classes is None and not checkpoint.classes:
         raise ConfigError(f"{checkpoint.path} does not name its classes: say them, in the order of its channels.")
     classes = classes or classes_called(checkpoint.classes)
@@ -118,7 +126,7 @@ def import_checkpoint(
         resolution=resolution,
         tile=tile,
         halo=halo,
-        normalisation=(scaling or Scaling()).record(len(bands)),
+        normalisation=scaling.record(len(bands)),
         licence=licence,
         training={"imported_from": os.path.basename(path)},
     )

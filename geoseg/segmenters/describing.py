@@ -20,6 +20,8 @@ _TILE = 1024
 # Networks that look at the whole tile depend on its size: one size for all of them, near what they are trained on.
 _FIXED_TILE = 512
 _LARGEST_TILE = 16384
+# Side of the crops of a refiner, its authors' (Cheng et al. 2020, arXiv 2005.02551).
+_REFINER_TILE = 900
 # With more, tiles that are half core would need more memory than small GPUs have.
 _LARGEST_HALO = 320
 
@@ -42,6 +44,8 @@ def describe(
     card: Mapping[str, str] | None = None,
 ) -> Description:
     """Return the description of a network's bundle, its stride, halo and tile measured on the network as it is.
+
+    One that refines masks has no halo: nothing is measured.
 
     The network is left as it was, and so are the caller's random numbers.
 
@@ -69,24 +73,31 @@ def describe(
     given = plain_options(options or {})
     info = networks.info(name)
     stride = int(getattr(module, "stride", info.stride))
+    told: dict[str, Any] = {
+        "settings": {"name": name, "encoder": encoder or info.encoder, "options": given},
+        "bands": list(bands),
+        "resolution": resolution,
+        "normalisation": normalisation,
+        "classes": [ClassRecord(**record) for record in classes.as_dicts()],
+        "stride": stride,
+        "licence": licence,
+        "training": dict(training or {}),
+        "card": dict(card or {}),
+    }
+    if info.needs_prior:
+        if halo not in ("auto", 0):
+            raise ConfigError(f"the halo is {halo} pixels: network {name} has none, for it looks at the whole crop.")
+        tile_px = _tile(tile or _REFINER_TILE, 0, 1, bounded=False)
+        return Description(method="refiner", tile=tile_px, halo=0, tile_exact=False, **told)
     measured = _measured(module, len(bands), stride, tile, halo, bound)
     bounded = measured.limit is not None
-    tile_px = _tile(tile, measured.halo, stride, bounded)
     return Description(
         method="network",
-        settings={"name": name, "encoder": encoder or info.encoder, "options": given},
-        bands=list(bands),
-        resolution=resolution,
-        normalisation=normalisation,
-        classes=[ClassRecord(**record) for record in classes.as_dicts()],
-        tile=tile_px,
+        tile=_tile(tile, measured.halo, stride, bounded),
         halo=measured.halo,
-        stride=stride,
         tile_exact=(info.tile_exact or pools_over_scene(module)) and measured.exact,
         tiling=_record(measured, None if halo != "auto" else bound),
-        licence=licence,
-        training=dict(training or {}),
-        card=dict(card or {}),
+        **told,
     )
 
 

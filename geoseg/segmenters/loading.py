@@ -47,6 +47,11 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.onnx import OnnxNetwork
 
         return OnnxNetwork.from_bundle(bundle)
+    if bundle.description.method == "refiner":
+        raise BundleError(
+            f"{bundle.path} holds a refiner, which segments nothing by itself: give a model that segments, or refine "
+            "its labels with `geoseg refine`."
+        )
     from geoseg.networks.scene_pooling import pools_over_scene
     from geoseg.segmenters.network import PlainNetwork
 

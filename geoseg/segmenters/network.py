@@ -65,24 +65,7 @@ class PlainNetwork(Segmenter):
         Raises:
             BundleError: this version cannot build the network, or the weights are not its weights.
         """
-        description = bundle.description
-        settings = dict(description.settings)
-        try:
-            with paused(), _one_thread(), _Undrawn():
-                module = networks.create(
-                    str(settings.get("name", "")),
-                    in_channels=len(description.bands),
-                    num_classes=len(description.classes),
-                    encoder=settings.get("encoder"),
-                    **dict(settings.get("options") or {}),
-                )
-        except (ConfigError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"{bundle.path} asks for a network that this version of geoseg does not make: {one_line(error)}"
-            ) from error
-        with _one_thread():
-            load_tensors(module, bundle.tensors(), bundle.path)
-        return cls(module, spec_of(description))
+        return cls(module_of(bundle), spec_of(bundle.description))
 
     def prepare(self, scene: Scene) -> NetworkState:
         """Measure the scaling of the bands on the scene, unless the spec has one."""
@@ -142,6 +125,32 @@ class PlainNetwork(Segmenter):
         if tuple(scores.shape) != expected:
             raise ConfigError(f"the network gives scores of shape {tuple(scores.shape)} where {expected} belong.")
         return scores.float()
+
+
+def module_of(bundle: Bundle) -> nn.Module:
+    """Return the network a bundle describes, with the bundle's weights.
+
+    Raises:
+        BundleError: this version cannot build the network, or the weights are not its weights.
+    """
+    description = bundle.description
+    settings = dict(description.settings)
+    try:
+        with paused(), _one_thread(), _Undrawn():
+            module = networks.create(
+                str(settings.get("name", "")),
+                in_channels=len(description.bands),
+                num_classes=len(description.classes),
+                encoder=settings.get("encoder"),
+                **dict(settings.get("options") or {}),
+            )
+    except (ConfigError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.path} asks for a network that this version of geoseg does not make: {one_line(error)}"
+        ) from error
+    with _one_thread():
+        load_tensors(module, bundle.tensors(), bundle.path)
+    return module
 
 
 @contextlib.contextmanager

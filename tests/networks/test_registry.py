@@ -43,7 +43,7 @@ def test_the_families_of_the_survey_are_there():
     ("arguments", "message"),
     [
         ({"name": "unett"}, "no network named 'unett'; did you mean unet"),
-        ({"name": "zzz"}, "known: deeplabv3, deeplabv3"),
+        ({"name": "zzz"}, "known: cascadepsp, deeplabv3"),
         ({"encoder": "resnet19"}, "no encoder named 'resnet19'; did you mean resnet1"),
         ({"encoder": "zzzzzzz"}, "known: convnext_tiny.* and all others of timm"),
         ({"encoder": "hf-hub:someone/resnet18"}, "no encoder named 'hf-hub:someone/resnet18'"),

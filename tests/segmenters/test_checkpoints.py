@@ -20,7 +20,8 @@ from geoseg.errors import BundleError, ConfigError
 from geoseg.networks.hrnet import build_hrnet
 from geoseg.segmenters.checkpoint_files import read_checkpoint
 from geoseg.segmenters.checkpoints import filled_network, import_checkpoint
-from geoseg.segmenters.network import PlainNetwork, new_bundle
+from geoseg.segmenters.loading import load
+from geoseg.segmenters.network import PlainNetwork, module_of, new_bundle
 from geoseg.segmenters.scaling import Scaling
 
 CLASSES = Classes.parse("background,road,roof")
@@ -193,6 +194,37 @@ def test_networks_of_torchvision(path, network, builder, options):
     assert torch.equal(_scores(ours), _scores(module))
     assert all(name.startswith("aux_classifier.") for name in match.left_out)
     assert bool(match.left_out) == bool(options)
+
+
+def test_a_refiner_needs_no_classes_and_wants_images_scaled_as_its_authors_do(path):
+    small = {"width": 0.02}
+    torch.manual_seed(0)
+    refiner = networks.create("cascadepsp", in_channels=3, num_classes=1, encoder="test_resnet", **small)
+    _trained(refiner)
+    torch.save(_under("module.", refiner.state_dict()), path)
+    description, tensors, match = import_checkpoint(
+        path, "cascadepsp", bands=BANDS, encoder="test_resnet", options=small, licence="MIT"
+    )
+    assert match.prefix == "module."
+    assert (description.method, description.tile, description.halo) == ("refiner", 900, 0)
+    assert description.normalisation == Scaling("imagenet").record(3)
+    assert description.class_table().ids == (0, 1)
+    named = import_checkpoint(
+        path, "cascadepsp", bands=BANDS, encoder="test_resnet", options=small, classes=CLASSES, scaling=Scaling("unit")
+    )[0]
+    assert named.class_table() == CLASSES
+    assert named.normalisation == Scaling("unit").record(3)
+    with pytest.raises(ConfigError, match="it looks at the whole crop"):
+        import_checkpoint(path, "cascadepsp", bands=BANDS, encoder="test_resnet", options=small, halo=8)
+    model = path.with_name("refiner.safetensors")
+    write_bundle(model, description, tensors)
+    image, mask = torch.randn(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(
+            module_of(read_bundle(model)).eval()(image, mask)["out_224"], refiner(image, mask)["out_224"]
+        )
+    with pytest.raises(BundleError, match="segments nothing by itself"):
+        load(model)
 
 
 def test_dilated_encoders_of_the_library_are_not_taken_for_timms(path):
