@@ -62,8 +62,13 @@ def component_boxes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
     Corners connect.
     """
-    labels, count = components(mask, corners=True)
-    return _extents(labels, count)
+    return extents(*components(mask, corners=True))
+
+
+def extents(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return the box of each of ``count`` numbered components of (H, W), (n, 4), see :func:`component_boxes`."""
+    boxes: NDArray[np.int64] = _extents(labels, count)
+    return boxes
 
 
 @njit(cache=True, nogil=True)

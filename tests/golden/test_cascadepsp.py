@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from geoseg.grid import Window
 from geoseg.networks.cascadepsp import CascadePSP
+from geoseg.segmenters.interface import Tiles, normalised
+from geoseg.segmenters.refined_classes import claimed, components_of
+from geoseg.segmenters.refinement import first_look, refined
+from geoseg.segmenters.refinement_settings import MergeSettings, RefinementSettings
+from geoseg.segmenters.scaling import Scaling
 
 from .conftest import reference_folder
 
@@ -102,3 +112,135 @@ def test_passes(network, inputs, reference):
             assert error(found, reference[f"N_{name}"]) <= 1e-4, name
         for given, name in (((mask_8,), "given_s8"), ((mask_8, mask_4), "given_s8_s4")):
             assert error(network(image, mask, *given)["out_224"], reference[f"N_out_224_{name}"]) <= 1e-4
+
+
+class Spy(nn.Module):
+    """Passes everything on to a module, and keeps what a padded mask holds and what else was given."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls = module, []
+
+    def forward(self, image, mask, *known):
+        self.calls.append((*mask.shape[-2:], float((mask > 0).sum()), len(known)))
+        return self.module(image, mask, *known)
+
+
+@pytest.fixture(scope="module")
+def shifted(network):
+    """The network with the manifest's final bias."""
+    module = copy.copy(network)
+    module._modules = {**network._modules, "final_21": copy.deepcopy(network.final_21)}
+    with torch.no_grad():
+        module.final_21.bias += CONFIG["final_21_bias_shift_for_P_and_S"]
+    return module
+
+
+@pytest.fixture(scope="module")
+def scene(reference, weights):
+    """Image as the network sees it, and rough mask."""
+    height, width = CONFIG["scene_hw"]
+    noise = weights.golden_input((height, width, BANDS), int(reference["seed"])).numpy()
+    pixels = np.clip(np.round(128 + 48 * noise), 0, 255).astype(np.uint8).transpose(2, 0, 1)
+    mask = reference["P_mask"].astype(bool)
+    scaling = Scaling("imagenet").record(BANDS).build()
+    tiles = Tiles(torch.from_numpy(pixels)[None], torch.ones(1, *mask.shape, dtype=torch.bool), ())
+    return normalised(tiles, scaling)[0], mask
+
+
+def as_published(side, fast=False):
+    return RefinementSettings(side=side, fast=fast, skip_below=0.1, skip_above=0.9)
+
+
+def beyond(side):
+    return (side // 8 + 1) * 8
+
+
+def near(found, expected, within=1e-3, share=0.999):
+    return float((np.abs(thinned(found, expected) - expected) <= within).mean()) >= share
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["P_L100", "P_Leq190", "P_Lup224"])
+def test_procedure(case, shifted, scene, reference):
+    side = int(re.search(r"\d+$", case)[0])
+    spy = Spy(shifted)
+    found = refined(spy, *scene, as_published(side))
+    assert near(found, reference[f"{case}_full"][0, 0])
+    expected = MANIFEST["arrays"][f"{case}_full"]["forward_calls_h_w_fg_hasS8_hasS4"]
+    assert len(spy.calls) == len(expected)
+    for (height, width, pixels, known), (h, w, share, has_8, has_4) in zip(spy.calls, expected, strict=True):
+        assert (height, width) == ((h, w) if h % 8 == w % 8 == 0 else (beyond(h), beyond(w)))
+        assert pixels / (h * w) == pytest.approx(share, abs=1e-3)
+        assert known == has_8 + has_4
+    fast = refined(shifted, *scene, as_published(side, fast=True))
+    assert near(fast, reference[f"{case}_fast"][0, 0])
+    if side == CONFIG["L"]:
+        for name, map_ in zip(("224", "56"), first_look(shifted, *scene, as_published(side)), strict=True):
+            assert near(map_.numpy(), reference[f"{case}_global_pred_{name}"][0, 0])
+        for kind, probabilities in (("full", found), ("fast", fast)):
+            stored = reference[f"P_refiner_uint8_{kind}"].astype(int)
+            assert near((probabilities * 255).astype(np.uint8).astype(int), stored, within=1)
+
+
+@pytest.mark.slow
+def test_padding(shifted, reference, weights):
+    """An image of which one side alone is no multiple of 8 grows on both; nothing is resized."""
+    mask = reference["S_mask"].astype(bool)
+    image = weights.golden_input((1, BANDS, *mask.shape), int(reference["seed"]) + 6)[0]
+    spy = Spy(shifted)
+    settings = RefinementSettings(side=max(80, *mask.shape), enlarge_to=0, fast=True)
+    found = refined(spy, image, mask, settings)
+    assert [call[:2] for call in spy.calls] == [tuple(map(beyond, mask.shape))]
+    assert near(found, reference["S_safe_forward_64x60_pred_224"][0, 0])
+
+
+def as_the_scripts():
+    """The settings of the authors' scripts, with what the manifest says of classes in words."""
+    told = MANIFEST["how_inputs_are_made"]
+    told = next(text for name, text in told.items() if name.startswith("A "))
+    background = re.search(r"\((\d+) and (\d+) belong to the list of background", told).groups()
+    return MergeSettings(
+        min_component=product(re.search(r"parts of (\d+)\*(\d+) px or fewer dropped", told)),
+        closing=int(re.search(r"disk of (\d+) px dilation", told)[1]),
+        box_margin=int(re.search(r"enlarged by (\d+) per cent", told)[1]) / 100,
+        background_classes=tuple(map(int, background)),
+        background_weight=float(re.search(r"multiplied by ([\d.]+)\)", told)[1]),
+        as_authors=True,
+    )
+
+
+def product(found):
+    return int(found[1]) * int(found[2])
+
+
+def merging():
+    """What the manifest says of the components, with the numbers of their arrays."""
+    return list(enumerate(MANIFEST["arrays"]["A"]["components"]))
+
+
+def window_of(component):
+    row, row_stop, col, col_stop = component["box_rmin_rmax_cmin_cmax"]
+    return Window(row, col, row_stop - row, col_stop - col)
+
+
+def test_components(reference):
+    labels = reference["A_seg"]
+    expected = {(each["class"], each["pixels"], window_of(each)): number for number, each in merging()}
+    found = components_of(labels, as_the_scripts())
+    assert {(each.position, each.pixels, each.window) for each in found} == set(expected)
+    assert len(found) == len(expected)
+    for each in found:
+        stored = reference[f"A_component{expected[each.position, each.pixels, each.window]}"].astype(bool)
+        assert np.array_equal(each.mask, stored[each.window.within(Window(0, 0, *labels.shape))])
+
+
+def test_merging(reference):
+    answers = [
+        (each["class"], window_of(each), reference[f"A_prob{number}"].astype(np.float32) / np.float32(255))
+        for number, each in merging()
+    ]
+    merged, confidence = claimed(reference["A_seg"], answers, as_the_scripts())
+    assert np.array_equal(merged, reference["A_merged"])
+    np.testing.assert_allclose(thinned(confidence, reference["A_confidence"]), reference["A_confidence"], atol=1e-6)
+    assert float((merged != reference["A_seg"]).mean()) == MANIFEST["arrays"]["A"]["fraction_changed"]
