@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from geoseg.boundary_accuracy import boundary_radii, mean_boundary_accuracy
 from geoseg.grid import Window
+from geoseg.losses.refinement import GRADIENT_WEIGHT, WEIGHTS, RefinementLoss, edge_strength
+from geoseg.morphology import ellipse
 from geoseg.networks.cascadepsp import CascadePSP
 from geoseg.segmenters.interface import Tiles, normalised
 from geoseg.segmenters.refined_classes import claimed, components_of
@@ -244,3 +247,55 @@ def test_merging(reference):
     assert np.array_equal(merged, reference["A_merged"])
     np.testing.assert_allclose(thinned(confidence, reference["A_confidence"]), reference["A_confidence"], atol=1e-6)
     assert float((merged != reference["A_seg"]).mean()) == MANIFEST["arrays"]["A"]["fraction_changed"]
+
+
+def test_accuracy_near_boundaries(reference):
+    told = MANIFEST["arrays"]["M"]
+    shape = tuple(reference["M_shape"].tolist())
+    truth, *masks = (
+        np.unpackbits(reference[name])[: shape[0] * shape[1]].reshape(shape) for name in ("M_gt", "M_seg", "M_refined")
+    )
+    assert list(boundary_radii(shape)) == told["radii"]
+    for radius, kernel in told["disk_kernels"].items():
+        assert ellipse(2 * int(radius) + 1, 2 * int(radius) + 1).astype(int).tolist() == kernel
+    found = [mean_boundary_accuracy(truth, mask) for mask in masks]
+    assert found == pytest.approx(reference["M_mba_seg_refined"].tolist(), abs=1e-6)
+    assert mean_boundary_accuracy(truth, truth) == 1
+    # Class 0 is none.
+    several = [np.where(reference[name] == 0, 255, reference[name]) for name in ("M_multi_gt", "M_multi_seg")]
+    for prediction, expected in zip(several[::-1], reference["M_multi_mba_seg_self"], strict=True):
+        value = mean_boundary_accuracy(several[0], prediction, ignored_must_match=True)
+        assert value == pytest.approx(expected, abs=1e-6)
+
+
+def numbered_maps():
+    """The maps in the order in which the authors number them in training."""
+    told = next(text for name, text in MANIFEST["how_inputs_are_made"].items() if name.startswith("L "))
+    return list(enumerate(re.search(r"indices s_0..s_5 are (.*)$", told)[1].split(", ")))
+
+
+@pytest.mark.slow
+def test_loss(network, inputs, reference):
+    truth = torch.from_numpy(reference["N_gt"]).long()[None]
+    parameters = {name: network.get_parameter(name) for name in MANIFEST["arrays"]["L_grad_norms"]}
+    maps = network(*inputs[:2])
+    loss, told = RefinementLoss(), MANIFEST["arrays"]["L_terms"]
+    for number, name in numbered_maps():
+        weights = [CONFIG["loss_weights"][f"{kind}_weight"][number] for kind in ("ce", "l1", "l2")]
+        assert tuple(weights) == WEIGHTS[name]
+    with torch.no_grad():
+        terms = loss.terms(maps, truth)
+    for number, name in numbered_maps():
+        expected = [told[f"{kind}_loss/s_{number}"] for kind in ("ce", "l1", "l2")]
+        assert [float(each) for each in terms[name]] == pytest.approx(expected, rel=1e-5)
+    assert float(terms["gradient"][0]) == pytest.approx(told["grad_loss"], rel=1e-5)
+    assert CONFIG["loss_weights"]["grad_weight"] == GRADIENT_WEIGHT
+    total = loss(maps, truth)
+    assert total.item() == pytest.approx(told["total_loss"], rel=1e-5)
+    assert total.item() == pytest.approx(reference["L_total"].item(), rel=1e-5)
+    with torch.no_grad():
+        for name, values in (("gt", truth.float()[None]), ("pred", maps["out_224"].sigmoid())):
+            assert error(edge_strength(values), reference[f"L_sobel_{name}"]) <= 1e-5
+    found = torch.autograd.grad(total, list(parameters.values()))
+    norms = {name: float(each.norm()) for name, each in zip(parameters, found, strict=True)}
+    assert norms == pytest.approx(MANIFEST["arrays"]["L_grad_norms"], rel=1e-3)
