@@ -181,6 +181,31 @@ class AugmentConfig(_Section):
         return value
 
 
+class DamageConfig(_Section):
+    """How masks are spoilt for a network that learns to refine them (:mod:`geoseg.training.damage`).
+
+    Attributes:
+        iou: least and most agreement, drawn evenly, below which a mask is spoilt no further.
+        cut: share of an outline that is straightened in one place.
+        keep: share of an outline's other vertices that are kept; with 1 all are.
+        jitter: deviation by which these move towards or away from the outline's middle, as a share of the distance.
+        rounds: at most so many rounds of growing and shrinking; 0 for none.
+    """
+
+    iou: tuple[float, float] = (0.8, 1.0)
+    cut: float = Field(default=0.1, ge=0, lt=1)
+    keep: float = Field(default=0.1, gt=0, le=1)
+    jitter: float = Field(default=0.0, ge=0)
+    rounds: int = Field(default=250, ge=0)
+
+    @field_validator("iou")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("give two shares from 0 to 1, the smaller first, such as [0.8, 1]")
+        return value
+
+
 class MixConfig(_Section):
     """Whether batches are blended with themselves (:class:`geoseg.training.mixing.Mixing`).
 
@@ -265,6 +290,7 @@ class TrainConfig(_Section):
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     mixing: MixConfig = Field(default_factory=MixConfig)
+    damage: DamageConfig = Field(default_factory=DamageConfig)
     training: LoopConfig = Field(default_factory=LoopConfig)
     licence: str = "not stated"
     card: dict[str, str] = Field(default_factory=dict)
