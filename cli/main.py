@@ -18,6 +18,7 @@ from geoseg.errors import ConfigError, GeosegError
 _COMMANDS = {
     "predict": "Segment a scene with a model and write class polygons.",
     "cluster": "Segment a scene without a model or labels.",
+    "refine": "Bring labels to the edges of the image below them.",
     "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
@@ -26,6 +27,7 @@ _COMMANDS = {
     "info": "Show what a scene or a model is.",
     "networks": "List the networks a model can be made of.",
     "losses": "List the losses a network can be trained with.",
+    "methods": "List the ways of segmenting a scene.",
     "demo": "Segment the sample scene that comes with geoseg.",
 }
 

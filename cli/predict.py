@@ -21,6 +21,7 @@ from geoseg_cli.report import say_note, say_report
     metavar="MODEL",
     help="Path, URL or name of a bundle; several make an ensemble [default: buildings, which ships with geoseg].",
 )
+@click.option("--refine", metavar="REFINER", help="Path, URL or name of a bundle that refines the model's labels.")
 @run_options
 def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Segment SCENE with a model and write class polygons to OUT.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.evaluate import evaluate as evaluate
     from geoseg.engine.predict import predict as predict
+    from geoseg.engine.refine import refine as refine
     from geoseg.engine.vectorize import vectorize as vectorize
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
@@ -35,12 +36,25 @@ _LAZY = {
     "load": ("geoseg.segmenters.loading", "load"),
     "open": ("geoseg.scene", "open_scene"),
     "predict": ("geoseg.engine.predict", "predict"),
+    "refine": ("geoseg.engine.refine", "refine"),
     "train": ("geoseg.training.fit", "train"),
     "vectorize": ("geoseg.engine.vectorize", "vectorize"),
 }
 _MODULES = ("losses", "networks")
 
-__all__ = ["__version__", "cluster", "evaluate", "load", "losses", "networks", "open", "predict", "train", "vectorize"]
+__all__ = [
+    "__version__",
+    "cluster",
+    "evaluate",
+    "load",
+    "losses",
+    "networks",
+    "open",
+    "predict",
+    "refine",
+    "train",
+    "vectorize",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from geoseg.scene import Scene
 from geoseg.segmenters.interface import Segmenter, State, View
 
 if TYPE_CHECKING:
+    from geoseg.bundle import Bundle
     from geoseg.engine.prior import Prior
 
 Blend = Literal["crop", "hann"]
@@ -32,10 +33,14 @@ UNCERTAINTY_NODATA = -1.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker makes the segmenter: bundles by path and digest (several: an ensemble), and whether to augment."""
+    """How a worker makes the segmenter: bundles by path and digest (several: an ensemble), and whether to augment.
+
+    ``refiner`` is the bundle that refines what they say; without any others, what it is given as a prior.
+    """
 
     bundles: tuple[tuple[str, str], ...]
     tta: bool = False
+    refiner: tuple[str, str] | None = None
 
     def build(self) -> Segmenter:
         """Load the bundles.
@@ -43,23 +48,37 @@ class Recipe:
         Raises:
             BundleError: a bundle is missing here, or is not the one that the run was planned with.
         """
-        from geoseg.bundle import read_bundle
         from geoseg.segmenters.ensemble import Ensemble
         from geoseg.segmenters.loading import segmenter_of
 
         known = _BUILT.get(self)
         if known is not None:
             return known
-        members = []
-        for path, digest in self.bundles:
-            bundle = read_bundle(path)
-            if bundle.digest != digest:
-                raise BundleError(f"{path} has changed since the run began: start the run again.")
-            members.append(segmenter_of(bundle))
-        segmenter = members[0] if len(members) == 1 else Ensemble(members)
+        members = [segmenter_of(_opened(*each)) for each in self.bundles]
+        if self.refiner is not None:
+            from geoseg.segmenters.refining import Refining
+
+            first = None if not members else members[0] if len(members) == 1 else Ensemble(members)
+            segmenter: Segmenter = Refining(_opened(*self.refiner), first)
+        else:
+            segmenter = members[0] if len(members) == 1 else Ensemble(members)
         segmenter = augmented(segmenter) if self.tta else segmenter
         _BUILT[self] = segmenter
         return segmenter
+
+
+def _opened(path: str, digest: str) -> Bundle:
+    """Return a bundle.
+
+    Raises:
+        BundleError: it is missing here, or is not the one that the run was planned with.
+    """
+    from geoseg.bundle import read_bundle
+
+    bundle = read_bundle(path)
+    if bundle.digest != digest:
+        raise BundleError(f"{path} has changed since the run began: start the run again.")
+    return bundle
 
 
 # Segmenters still in use in this process: its own worker takes the one that the client has looked at.
@@ -123,6 +142,8 @@ class Plan:
         """Return a digest of all that decides what the chunks hold: scene, method, options, version."""
         if isinstance(self.method, Recipe):
             method: Any = {"bundles": [digest for _, digest in self.method.bundles], "tta": self.method.tta}
+            if self.method.refiner is not None:
+                method["refiner"] = self.method.refiner[1]
         else:
             method = {"object": hashlib.sha256(cloudpickle.dumps((self.method, self.state))).hexdigest()}
         record = {

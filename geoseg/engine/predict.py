@@ -47,6 +47,7 @@ class Options:
         halo: pixels, or None for what the model asks.
         blend: ``crop`` or ``hann``.
         tta: average over the eight flips and quarter turns of every tile.
+        refine: path, URL or name of a bundle that refines the labels of the model.
         batch: tiles per forward pass; 0 chooses by device.
         min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
             keep_background: see :class:`geoseg.engine.selection.Selection`.
@@ -70,6 +71,7 @@ class Options:
     halo: int | None = None
     blend: Blend = "crop"
     tta: bool = False
+    refine: str | None = None
     batch: int = 0
     min_area: float = 0.0
     small: Literal["merge", "drop"] = "merge"
@@ -253,17 +255,31 @@ def _looked_at(scene: Scene, segmenter: Segmenter, options: Options) -> State:
 def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmenter]:
     """Return how workers make the segmenter, and the segmenter itself."""
     from geoseg.segmenters.interface import Segmenter
-    from geoseg.segmenters.loading import resolve_bundle
 
+    refiner = None if options.refine is None else _named(options.refine)
     if isinstance(model, Segmenter):
-        segmenter = augmented(model) if options.tta else model
+        segmenter = model if options.refine is None else _refined(model, options.refine)
+        segmenter = augmented(segmenter) if options.tta else segmenter
         return segmenter, segmenter
     names = [model] if isinstance(model, str | os.PathLike) else list(model)  # type: ignore[call-overload]
     if not names:
         raise ConfigError("no model was given: name at least one bundle.")
-    paths = [os.path.abspath(resolve_bundle(name)) for name in names]
-    recipe = Recipe(tuple((path, read_bundle(path).digest) for path in paths), options.tta)
+    recipe = Recipe(tuple(_named(name) for name in names), options.tta, refiner)
     return recipe, recipe.build()
+
+
+def _named(name: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return path and digest of a bundle."""
+    from geoseg.segmenters.loading import resolve_bundle
+
+    path = os.path.abspath(resolve_bundle(name))
+    return path, read_bundle(path).digest
+
+
+def _refined(segmenter: Segmenter, name: str) -> Segmenter:
+    from geoseg.segmenters.refining import Refining
+
+    return Refining(read_bundle(_named(name)[0]), segmenter)
 
 
 def _uncertainty_layers(spec: Spec) -> tuple[str, ...]:

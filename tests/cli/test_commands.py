@@ -32,6 +32,8 @@ COMMANDS = (
     "evaluate",
     "train",
     "losses",
+    "methods",
+    "refine",
     "demo",
 )
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
@@ -179,6 +181,19 @@ def test_info_of_a_network(run: Run, plain: Path) -> None:
     assert record["tiles exact"] == "yes"
     assert len(record["sha256"]) == 64
     assert any(line.startswith("classes") and "roof" in line for line in run("info", plain).out)
+
+
+def test_methods_are_listed_with_commands_that_exist(run: Run) -> None:
+    from geoseg.segmenters.methods import methods
+
+    listed = "\n".join(run("methods").out)
+    for method in methods():
+        assert method.name in listed
+        assert method.source in "\n".join(run("methods", method.name).out)
+        assert method.command.split()[1] in COMMANDS
+    assert [record["name"] for record in json.loads("\n".join(run("methods", "--json").out))] == [
+        method.name for method in methods()
+    ]
 
 
 def test_networks_lists_all(run: Run) -> None:

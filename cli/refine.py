@@ -1,0 +1,49 @@
+"""``geoseg refine``: labels from any source, brought to the edges of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from geoseg_cli.options import run_options
+from geoseg_cli.progress import shown
+from geoseg_cli.report import say_report
+
+
+@click.command("refine")
+@click.argument("scene")
+@click.argument("labels")
+@click.argument("out", type=click.Path())
+@click.option("-m", "--model", required=True, metavar="REFINER", help="Path, URL or name of the bundle of a refiner.")
+@click.option("--attribute", metavar="NAME", help="Attribute of polygons that tells their class.")
+@click.option("--class", "one_class", metavar="CLASS", help="Class of all polygons of a file that tells none.")
+@run_options
+def command(
+    scene: str,
+    labels: str,
+    out: str,
+    model: str,
+    attribute: str | None,
+    one_class: str | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Refine LABELS with the image SCENE, and write class polygons to OUT.
+
+    LABELS is a label raster or a vector file of class polygons, in any CRS: an old map, the result of another program.
+    Pixels in no polygon are background.  All classes but the background are refined.
+
+    \b
+    Example:
+      geoseg refine scene.tif old_map.gpkg new_map.gpkg -m refiner.safetensors
+    """
+    import geoseg
+    from geoseg.engine.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    with shown(quiet) as progress:
+        report = geoseg.refine(
+            scene, labels, out, model, attribute=attribute, one_class=one_class, progress=progress, **options
+        )
+    say_report(report)

@@ -1,0 +1,143 @@
+"""A refiner run over a scene: behind another model, and over labels from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.windows import Window as RasterioWindow
+from torch import nn
+
+import geoseg
+from geoseg import networks
+from geoseg.bundle import NormalisationRecord, write_bundle
+from geoseg.classes import Classes
+from geoseg.errors import BundleError, ConfigError
+from geoseg.segmenters.describing import describe
+from geoseg.segmenters.network import new_bundle, tensors_of
+from tests.conftest import write_raster
+
+CLASSES = Classes.parse("background,roof:#d55e00")
+_SMALL: dict[str, Any] = {"width": 0.02, "dilated": False}
+
+
+@pytest.fixture(scope="module")
+def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A real scene of 230 × 310 pixels, with nodata at its left."""
+    with rasterio.open(sample) as source:
+        window = RasterioWindow(640, 500, 310, 230)
+        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
+    array[:, :, :30] = 0
+    path = tmp_path_factory.mktemp("village") / "village.tif"
+    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small refiner with random weights whose answers depend on all that it is shown."""
+    torch.manual_seed(0)
+    module = networks.create("cascadepsp", in_channels=3, num_classes=2, encoder="resnet18", **_SMALL)
+    with torch.no_grad():
+        first = next(layer for layer in module.feats.modules() if isinstance(layer, nn.Conv2d))
+        first.weight.normal_()
+        module.train()(torch.randn(2, 3, 64, 64), torch.randn(2, 1, 64, 64).sign())
+        module.final_21.weight.normal_(std=20)
+    description = describe(
+        module.eval(),
+        name="cascadepsp",
+        encoder="resnet18",
+        options=_SMALL,
+        bands=["red", "green", "blue"],
+        classes=CLASSES,
+        tile=80,
+        normalisation=NormalisationRecord(offset=[110, 110, 100], scale=[50, 50, 50], low=None, high=None),
+    )
+    path = tmp_path_factory.mktemp("refiner") / "refiner.safetensors"
+    write_bundle(path, description, tensors_of(module))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    write_bundle(path, *new_bundle("plainconv", bands=["red", "green", "blue"], classes=CLASSES, tile=128, seed=4))
+    return path
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory, village: Path) -> Path:
+    """Rough labels of the village, from its brightness."""
+    with rasterio.open(village) as source:
+        bright = source.read().mean(0)
+        rough = (bright > np.median(bright[bright > 0])).astype(np.uint8)
+        return write_raster(
+            tmp_path_factory.mktemp("labels") / "rough.tif", rough, transform=source.transform, crs=source.crs
+        )
+
+
+def _read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as file:
+        return file.read(1)
+
+
+def test_labels_are_refined_the_same_whatever_the_chunks_and_workers(
+    tmp_path: Path, village: Path, labels: Path, refiner: Path
+) -> None:
+    made = {}
+    for name, changes in (
+        ("whole", {}),
+        ("small", {"chunk": 80, "batch": 2}),
+        ("workers", {"workers": 2, "chunk": 80}),
+    ):
+        geoseg.refine(
+            village, labels, tmp_path / f"{name}.tif", refiner, confidence=str(tmp_path / f"{name}_c.tif"), **changes
+        )
+        made[name] = (tmp_path / f"{name}.tif").read_bytes(), (tmp_path / f"{name}_c.tif").read_bytes()
+    assert made["small"] == made["whole"] == made["workers"]
+    found, rough = _read(tmp_path / "whole.tif"), _read(labels)
+    assert (found[:, :30] == 255).all()
+    changed = (found != rough)[:, 30:].mean()
+    assert 0.001 < changed < 0.999
+
+
+def test_a_model_and_its_refiner_in_one_run(tmp_path: Path, village: Path, model: Path, refiner: Path) -> None:
+    """The same as the model's labels refined afterwards, where tiles see the same."""
+    geoseg.predict(village, tmp_path / "rough.tif", model)
+    geoseg.refine(village, tmp_path / "rough.tif", tmp_path / "after.tif", refiner, tile=240, halo=40)
+    geoseg.predict(village, tmp_path / "at_once.tif", model, refine=str(refiner), tile=240, halo=40)
+    geoseg.predict(
+        village, tmp_path / "workers.tif", model, refine=str(refiner), tile=240, halo=40, workers=2, chunk=160
+    )
+    assert (tmp_path / "at_once.tif").read_bytes() == (tmp_path / "workers.tif").read_bytes()
+    at_once, after = _read(tmp_path / "at_once.tif"), _read(tmp_path / "after.tif")
+    assert (at_once != _read(tmp_path / "rough.tif")).any()
+    # The model sees nothing beyond a tile, where the labels of before know their neighbours.
+    assert (at_once != after).mean() < 0.05
+
+
+def test_classes_of_the_labels_come_through(tmp_path: Path, village: Path, labels: Path, refiner: Path) -> None:
+    geoseg.vectorize(labels, tmp_path / "rough.gpkg", keep_background=False)
+    geoseg.refine(village, tmp_path / "rough.gpkg", tmp_path / "fine.geojson", refiner)
+    import geopandas
+
+    before, after = geopandas.read_file(tmp_path / "rough.gpkg"), geopandas.read_file(tmp_path / "fine.geojson")
+    assert set(after["class_name"]) <= set(before["class_name"])
+
+
+def test_what_cannot_be_refined_is_refused(
+    tmp_path: Path, village: Path, labels: Path, refiner: Path, model: Path
+) -> None:
+    with pytest.raises(BundleError, match="refines nothing"):
+        geoseg.refine(village, labels, tmp_path / "a.tif", model)
+    with pytest.raises(BundleError, match="a refiner, which segments nothing by itself"):
+        geoseg.predict(village, tmp_path / "b.tif", refiner)
+    other = tmp_path / "other.safetensors"
+    write_bundle(other, *new_bundle("plainconv", bands=["nir", "green", "blue"], classes=CLASSES, tile=128))
+    with pytest.raises(ConfigError, match="takes the bands nir, green, blue and the refiner red, green, blue"):
+        geoseg.predict(village, tmp_path / "c.tif", other, refine=str(refiner))
+    assert not list(tmp_path.glob("*.tif"))
