@@ -120,8 +120,9 @@ class CascadePSP(nn.Module):
         )
         _take_masks(self.feats, in_channels, encoder)
         # Of a ResNet the authors take the stem before its norm, and do not dilate the first blocks of dilated stages.
-        self._as_authors = dilated and isinstance(self.feats, nn.ModuleDict) and self.feats.keys() >= set(_STAGES)
-        if self._as_authors:
+        self._as_authors = False
+        if dilated and isinstance(self.feats, nn.ModuleDict) and self.feats.keys() >= set(_STAGES):
+            self._as_authors = True
             _undilate_first_blocks(self.feats)
         deep = sum(others)
         pyramid, up_1, up_2, up_3, hidden = (_scaled(each, width) for each in (_PYRAMID, *_UP, _HIDDEN))

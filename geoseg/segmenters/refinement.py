@@ -57,7 +57,8 @@ class Refiner:
         Args:
             bundle: an opened bundle.
             scaling: of the bands, measured on the scene, for a bundle that brings none.
-            settings: by default the procedure as published, with crops of the bundle's tile.
+            settings: by default the procedure as published, with crops of the bundle's tile; small images are enlarged
+                only for a network that was not trained at one resolution.
 
         Raises:
             BundleError: the bundle holds no refiner, or one that this version cannot build.
@@ -76,7 +77,10 @@ class Refiner:
         module = module_of(bundle)
         assert isinstance(module, CascadePSP)
         module = module.eval().requires_grad_(False)
-        return cls(module, scaling, settings or RefinementSettings(side=description.tile))
+        if settings is None:
+            enlarge_to = None if description.resolution is None else 0
+            settings = RefinementSettings(side=description.tile, enlarge_to=enlarge_to)
+        return cls(module, scaling, settings)
 
     def place(self, device: torch.device) -> None:
         """Move the network to ``device``."""

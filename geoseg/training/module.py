@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from geoseg.classes import Classes
 from geoseg.errors import RunError
+from geoseg.losses.refinement import RefinementLoss
 from geoseg.losses.supervision import Supervision
 from geoseg.losses.weighted_sum import WeightedSum
 from geoseg.metrics import Confusion
@@ -34,8 +35,8 @@ class TrainingModule(pl.LightningModule):
     Args:
         network: from (N, C, H, W) to scores (N, K, H, W); in training mode possibly a dict with further outputs.
         encoder: the part of it with a learning rate of its own, None if there is none.
-        loss: from outputs and labels (N, H, W), 255 where unknown, to a scalar.  Its own parameters, such as the
-            adversary's of ``aaf``, are trained alike, without weight decay.
+        loss: from outputs, labels (N, H, W), 255 where unknown, and pixels to a scalar.  Its own parameters, such as
+            the adversary's of ``aaf``, are trained alike, without weight decay.
         scalings: of the bands: one of each site that is trained on, and of each that is judged on; or one for all.
         config: of the run.
         batches: makes the batches to train on, from a step on.
@@ -43,14 +44,14 @@ class TrainingModule(pl.LightningModule):
     """
 
     network: nn.Module
-    loss: Supervision
+    loss: Supervision | RefinementLoss
     confusion: torch.Tensor
 
     def __init__(
         self,
         network: nn.Module,
         encoder: nn.Module | None,
-        loss: Supervision,
+        loss: Supervision | RefinementLoss,
         scalings: tuple[Sequence[Normalisation], Sequence[Normalisation]],
         config: TrainConfig,
         batches: Callable[[int, int, int], Iterable[Batch]],
@@ -168,14 +169,17 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turn the count of all batches and devices into figures, and note whether they are the best."""
-        total = self.trainer.strategy.reduce(self.confusion, reduce_op="sum")
-        self.figures = {"step": self.global_step, **figures_of(total, self.classes)}
+        self.figures = {"step": self.global_step, **self._counted()}
         self.log("val_iou", self.figures["mean_iou"], rank_zero_only=False)
         for name, value in self.figures["iou"].items():
             if value is not None:
                 self.log(f"val_iou_{name}", value)
         if not self.best or self.figures["mean_iou"] > self.best["mean_iou"]:
             self.best = dict(self.figures)
+
+    def _counted(self) -> dict[str, Any]:
+        """Return the figures of what all devices counted."""
+        return figures_of(self.trainer.strategy.reduce(self.confusion, reduce_op="sum"), self.classes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the figures with the weights."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,13 +27,22 @@ _TRIES = 8
 class Patch:
     """``pixels`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``labels`` (H, W) uint8, 255 for unknown.
 
-    ``site`` is the number of the site it is of, among those that are trained on or among those that are judged on.
+    ``site`` is the number of the site it is of, among those that are trained on or among those that are judged on;
+    ``prior`` (H, W) bool is the rough mask that a refiner is given.
     """
 
     pixels: NDArray[Any]
     valid: NDArray[np.bool_]
     labels: NDArray[np.uint8]
     site: int = 0
+    prior: NDArray[np.bool_] | None = None
+
+
+class Source(Protocol):
+    """Gives patches by number; equal numbers give equal patches, in any thread."""
+
+    def __getitem__(self, number: int) -> Patch:
+        """Return patch ``number``."""
 
 
 def read_patch(site: Site, place: Place, side: int) -> Patch:
@@ -142,6 +151,13 @@ class Judging:
         return replace(read_window(self.sites[site], window), site=site)
 
 
+class Squares(Source, Protocol):
+    """A source of so many patches, all of which are judged."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -150,9 +166,12 @@ def collate(patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
 
     These are ``pixels`` (N, C, H, W) uint8 or float32, ``valid`` bool and ``labels`` uint8 (N, H, W), and of each patch
     its number and that of its site, ``numbers`` and ``sites`` (N,).
+    Patches with a prior add ``prior`` (N, H, W) bool.
     """
     pixels = np.stack([patch.pixels for patch in patches])
+    priors = [patch.prior for patch in patches if patch.prior is not None]
     return {
+        **({"prior": torch.from_numpy(np.stack(priors))} if priors else {}),
         "pixels": torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)),
         "valid": torch.from_numpy(np.stack([patch.valid for patch in patches])),
         "labels": torch.from_numpy(np.stack([patch.labels for patch in patches])),
@@ -173,9 +192,7 @@ class Loader:
         pinned: put batches where a GPU copies them from without waiting.
     """
 
-    def __init__(
-        self, source: Drawing | Judging, batches: Iterable[Sequence[int]], *, workers: int, pinned: bool = False
-    ) -> None:
+    def __init__(self, source: Source, batches: Iterable[Sequence[int]], *, workers: int, pinned: bool = False) -> None:
         self._source, self._batches, self._workers, self._pinned = source, batches, workers, pinned
 
     def __iter__(self) -> Iterator[Batch]:
@@ -217,7 +234,7 @@ class Judged:
     must take part, so that their counts can be added up.
     """
 
-    def __init__(self, source: Judging, batch: int, workers: int, pinned: bool, rank: int, world: int) -> None:
+    def __init__(self, source: Squares, batch: int, workers: int, pinned: bool, rank: int, world: int) -> None:
         self._source, self._workers, self._pinned = source, workers, pinned
         own = range(rank, len(source), world)
         self._idle = not own

@@ -20,7 +20,7 @@ from geoseg.segmenters.network import load_tensors
 from geoseg.training.config import NetworkConfig, TrainConfig
 from geoseg.training.site import Site
 
-_ENCODERS = ("encoder", "backbone")
+_ENCODERS = ("encoder", "backbone", "feats")
 # Of an encoder's own weights, at least this share must be in a file that is said to hold them.
 _LEAST_FOUND = 0.9
 
@@ -54,16 +54,20 @@ def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkCo
         load_tensors(network, bundle.tensors(), bundle.path)
     if settings.encoder_weights is not None:
         path = config.path(settings.encoder_weights)
-        load_encoder(encoder_of(network, settings.name), read_checkpoint(path).tensors, path)
+        load_encoder(encoder_of(network, settings.name), read_checkpoint(path).tensors, path, bands)
     return network, settings, scaling
 
 
 def _settings_of(bundle: Bundle, asked: NetworkConfig, config: TrainConfig, bands: int) -> NetworkConfig:
     description = bundle.description
-    if description.method != "network":
-        raise BundleError(f"{bundle.path} holds no network to train but a {description.method} model.")
+    refines = networks.info(asked.name).needs_prior
+    if description.method != ("refiner" if refines else "network"):
+        raise BundleError(
+            f"{bundle.path} holds a {description.method} model, which is no start for network {asked.name}: set "
+            "network.name to what it holds, or start from another."
+        )
     names, wanted = [item.name for item in description.classes], [item.name for item in config.data.table()]
-    if names != wanted:
+    if names != wanted and not refines:
         raise ConfigError(
             f"{bundle.path} has the classes {', '.join(names)} where data.classes are {', '.join(wanted)}: "
             "give the same ones in the same order."
@@ -92,11 +96,18 @@ def find_encoder(network: nn.Module) -> nn.Module | None:
     return next((module for path, module in named if path.rpartition(".")[2] in _ENCODERS), None)
 
 
-def load_encoder(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], path: str) -> None:
+def load_encoder(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], path: str, bands: int | None = None) -> None:
     """Give an encoder the weights of a file, whatever stands before their names on either side.
 
     The weights for three bands are averaged where the encoder takes another number, and scaled so that
     the sum over the bands stays.
+
+    Args:
+        encoder: of a network.
+        tensors: of the file, by name.
+        path: of the file, for messages.
+        bands: the encoder's first channels so many are an image's, all by default; for others, such as masks, a file
+            has no weights, and they stay 0.
 
     Raises:
         ConfigError: the file lacks more than a tenth of the encoder's weights.
@@ -110,7 +121,7 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         for name, value in own.items():
             weight = given.get(name)
             if weight is not None and weight.shape != value.shape and value.ndim == 4 and weight.ndim == 4:
-                weight = _for_bands(weight, value.shape[1])
+                weight = _for_bands(weight, value.shape[1], bands)
             if weight is not None and weight.shape == value.shape:
                 value.copy_(weight)
                 found += 1
@@ -148,9 +159,13 @@ def _in_order(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tenso
     return dict(zip(own, values, strict=False))
 
 
-def _for_bands(weight: torch.Tensor, bands: int) -> torch.Tensor:
-    mean = weight.float().mean(1, keepdim=True)
-    return mean.expand(-1, bands, -1, -1) * (weight.shape[1] / bands)
+def _for_bands(weight: torch.Tensor, channels: int, bands: int | None) -> torch.Tensor:
+    """Return weights of so many input channels, of which the first ``bands`` are an image's and the others get 0."""
+    count = channels if bands is None else min(bands, channels)
+    if weight.shape[1] != count:
+        weight = weight.float().mean(1, keepdim=True).expand(-1, count, -1, -1) * (weight.shape[1] / count)
+    others = weight.new_zeros(len(weight), channels - count, *weight.shape[2:])
+    return torch.cat([weight, others], 1)
 
 
 def measured_scaling(sites: Sequence[Site]) -> Normalisation:

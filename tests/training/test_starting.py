@@ -49,6 +49,25 @@ def test_the_weights_of_an_encoder(tmp_path: Path, bands: int, prefix: str) -> N
     assert torch.equal(deep, source.state_dict()["blocks.1.0.conv_pw.weight"])
 
 
+@pytest.mark.parametrize("bands", [3, 4])
+def test_an_encoder_that_sees_masks_too_knows_nothing_of_them_yet(tmp_path: Path, bands: int) -> None:
+    import timm
+
+    source = timm.create_model("mobilenetv3_small_050", pretrained=False)
+    path = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in source.state_dict().items()}, path)
+    given = {"name": "cascadepsp", "encoder": "mobilenetv3_small_050", "encoder_weights": str(path)}
+    options = {"width": 0.02, "dilated": False}
+    network, _, _ = first_network(config({**given, "options": options}), bands)
+    first = source.state_dict()["conv_stem.weight"]
+    stem = network.state_dict()["feats.conv_stem.weight"]
+    assert stem.shape[1] == bands + 3
+    assert not stem[:, bands:].any()
+    torch.testing.assert_close(stem[:, :bands].sum(1), first.sum(1))
+    if bands == 3:
+        assert torch.equal(stem[:, :3], first)
+
+
 def test_weights_of_other_names_in_the_same_order() -> None:
     network = networks.create("unet", in_channels=4, num_classes=2, encoder="resnet18")
     encoder = find_encoder(network)
