@@ -110,14 +110,14 @@ class Refiner:
                 "give (B, H, W), (H, W) and (H, W)."
             )
         device = next(self.module.parameters()).device
+        data = np.stack([pixels])
         tiles = Tiles(
-            torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32))[None].to(device),
-            torch.from_numpy(np.ascontiguousarray(valid))[None].to(device),
+            torch.from_numpy(data if data.dtype == np.uint8 else data.astype(np.float32)).to(device),
+            torch.from_numpy(np.stack([valid])).to(device),
             (Window(0, 0, *valid.shape),),
         )
-        mask = rough_mask(prior) & valid
-        found = refined(self.module, normalised(tiles, self.scaling)[0], mask, settings or self.settings)
-        return np.where(valid, found, np.float32(0))
+        image = normalised(tiles, self.scaling)[0]
+        return refined(self.module, image, rough_mask(prior), settings or self.settings, valid)
 
 
 def rough_mask(prior: NDArray[Any]) -> NDArray[np.bool_]:
@@ -138,7 +138,11 @@ def rough_mask(prior: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def refined(
-    module: CascadePSP, image: torch.Tensor, mask: NDArray[np.bool_], settings: RefinementSettings
+    module: CascadePSP,
+    image: torch.Tensor,
+    mask: NDArray[np.bool_],
+    settings: RefinementSettings,
+    valid: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """Return the probabilities (H, W) of a refined mask; 0 everywhere for a rough mask without a pixel.
 
@@ -147,21 +151,29 @@ def refined(
         image: (B, H, W), normalised, 0 where there are no data.
         mask: (H, W), the rough mask.
         settings: the procedure's numbers.
+        valid: (H, W), where there are data, by default everywhere; elsewhere nothing is in any mask.
 
     Raises:
         ConfigError: an image that the module cannot take.
     """
+    if valid is not None:
+        mask = mask & valid
     if not mask.any():
         # The authors' scripts say so; their package would look at it.
         return np.zeros(mask.shape, np.float32)
     fine, quarter = first_look(module, image, mask, settings)
     if settings.fast:
-        return _back(fine, mask.shape).cpu().numpy()
+        found = _back(fine, mask.shape).cpu().numpy()
+        return found if valid is None else np.where(valid, found, np.float32(0))
     hard, soft = (_resized(each, mask.shape) for each in (fine, quarter))
     decided = (hard > _THRESHOLD).cpu().numpy()
+    if valid is not None:
+        decided = decided & valid
+        soft = soft.where(torch.from_numpy(valid).to(soft.device), 0)
     windows = crops(decided, settings)
     answers = [(window, closer_look(module, image, decided, soft, window)) for window in windows]
-    return assembled(answers, decided)
+    found = assembled(answers, decided)
+    return found if valid is None else np.where(valid, found, np.float32(0))
 
 
 def first_look(

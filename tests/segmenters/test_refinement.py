@@ -165,6 +165,19 @@ def test_crops_see_the_answer_of_the_first_look_and_no_more_of_the_rough_mask():
     torch.testing.assert_close(known[0, 0, :90, :130], image[1].sigmoid() * 2 - 1)
 
 
+def test_without_data_there_is_no_mask_in_any_look():
+    told = Told()
+    image, valid = torch.full((3, 90, 130), 3.0), np.ones((90, 130), bool)
+    valid[:, 100:] = False
+    found = refined(told, image, np.ones((90, 130), bool), RefinementSettings(side=130), valid)
+    (first, (_, mask, known)) = told.calls
+    for shown in (first[1], mask, known):
+        assert (shown[..., :90, 100:130] == -1).all()
+        assert (shown[..., :90, :100] > 0).all()
+    assert (found[:, :100] > 0.9).all()
+    assert not found[:, 100:].any()
+
+
 def test_shares_outside_the_bounds_are_left_out():
     decided = np.zeros((100, 300), bool)
     decided[:, :20] = True
