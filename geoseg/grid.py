@@ -208,6 +208,22 @@ def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.i
     return (part, None, None) if part == window else (part, rows - row, cols - col)
 
 
+def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:
+    """Return which of ``size`` coarse pixels from ``start`` on have their centre on an axis of ``length`` pixels.
+
+    As first, stop, and for each of the coarse pixels the one of those that stands for it, counted from the first.
+    """
+    centre = start + (np.arange(size) + 0.5) * step
+    inside = np.flatnonzero((centre >= 0) & (centre < length))
+    if len(inside) == 0:
+        return 0, 0, inside
+    first, stop = int(inside[0]), int(inside[-1]) + 1
+    folded = centre % (2 * length)
+    folded = np.minimum(folded, 2 * length - folded)
+    place = np.floor((folded - start) / step).astype(np.intp).clip(first, stop - 1)
+    return first, stop, place - first
+
+
 def reflected(start: int, stop: int, size: int) -> NDArray[np.intp]:
     """Return the pixel of an axis of ``size`` pixels that stands at each place from ``start`` to ``stop``.
 

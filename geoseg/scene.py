@@ -22,7 +22,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import ground_resolution, projection
-from geoseg.grid import Window, mirror
+from geoseg.grid import Window, coarse_span, mirror
 from geoseg.source import (
     alpha_band,
     band_names,
@@ -144,7 +144,7 @@ class Scene:
         """
         step = window.height / size
         spans = [
-            _coarse_span(start, step, size, length)
+            coarse_span(start, step, size, length)
             for start, length in zip((window.row, window.col), self.shape, strict=True)
         ]
         if any(stop <= start for start, stop, _ in spans):
@@ -389,19 +389,3 @@ def _holds(dtype: str, value: float) -> bool:
 def _told(place: RasterioWindow) -> str:
     """Return a place in words."""
     return str(Window(int(place.row_off), int(place.col_off), math.ceil(place.height), math.ceil(place.width)))
-
-
-def _coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:
-    """Return which of ``size`` coarse pixels from ``start`` on have their centre on an axis of ``length`` pixels.
-
-    As first, stop, and for each of the coarse pixels the one of those that stands for it, counted from the first.
-    """
-    centre = start + (np.arange(size) + 0.5) * step
-    inside = np.flatnonzero((centre >= 0) & (centre < length))
-    if len(inside) == 0:
-        return 0, 0, inside
-    first, stop = int(inside[0]), int(inside[-1]) + 1
-    folded = centre % (2 * length)
-    folded = np.minimum(folded, 2 * length - folded)
-    place = np.floor((folded - start) / step).astype(np.intp).clip(first, stop - 1)
-    return first, stop, place - first

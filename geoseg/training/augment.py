@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from geoseg.training.config import AugmentConfig
+from geoseg.training.variation_config import AugmentConfig
 
 # Pixels on either side that sharpening compares a pixel with.
 _SURROUNDINGS = 2

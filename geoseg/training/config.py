@@ -8,20 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
+from geoseg.training.variation_config import AugmentConfig, DamageConfig, MixConfig, Section
 
 # More patches of more pixels than this are a slip of the pen.
 _LARGEST_PATCH = 8192
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class SceneConfig(_Section):
+class SceneConfig(Section):
     """One scene with its labels.
 
     Attributes:
@@ -48,7 +45,7 @@ class SceneConfig(_Section):
         return tuple(float(v) for v in value)
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Scenes, labels, and what the labels mean.
 
     Attributes:
@@ -109,7 +106,7 @@ class DataConfig(_Section):
         return Classes.from_dicts(self.classes)
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """The network and what it starts from.
 
     Attributes:
@@ -131,7 +128,7 @@ class NetworkConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """Where patches are drawn.
 
     Attributes:
@@ -144,85 +141,7 @@ class SamplingConfig(_Section):
     min_valid: float = Field(default=0.25, ge=0, le=1)
 
 
-class AugmentConfig(_Section):
-    """How patches are varied.  Amounts are the largest that are drawn; 0 switches a thing off.
-
-    Attributes:
-        scale: least and most ground metres per pixel, as multiples of the resolution; pixels are read anew.
-        flips: flips and quarter turns.
-        rotation: degrees to either side.
-        brightness: in standard deviations of a band.
-        contrast: factor ``1 ± contrast`` about the patch's mean.
-        gamma: exponent from ``1 / (1 + gamma)`` to ``1 + gamma``.
-        mixing: share of other bands that is mixed into a band.
-        noise: deviation of the noise, in standard deviations of a band.
-        blur: deviation of a Gaussian blur in pixels.
-        sharpen: how much of the difference to a Gaussian blur of one pixel is added.
-        share: of the patches to which each of the last seven is done.
-    """
-
-    scale: tuple[float, float] = (0.8, 1.25)
-    flips: bool = True
-    rotation: float = Field(default=10.0, ge=0, le=45)
-    brightness: float = Field(default=0.2, ge=0)
-    contrast: float = Field(default=0.2, ge=0, lt=1)
-    gamma: float = Field(default=0.2, ge=0)
-    mixing: float = Field(default=0.0, ge=0, le=1)
-    noise: float = Field(default=0.05, ge=0)
-    blur: float = Field(default=0.0, ge=0, le=8)
-    sharpen: float = Field(default=0.0, ge=0)
-    share: float = Field(default=0.5, ge=0, le=1)
-
-    @field_validator("scale")
-    @classmethod
-    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError("give two positive factors, the smaller first, such as [0.8, 1.25]")
-        return value
-
-
-class DamageConfig(_Section):
-    """How masks are spoilt for a network that learns to refine them (:mod:`geoseg.training.damage`).
-
-    Attributes:
-        iou: least and most agreement, drawn evenly, below which a mask is spoilt no further.
-        cut: share of an outline that is straightened in one place.
-        keep: share of an outline's other vertices that are kept; with 1 all are.
-        jitter: deviation by which these move towards or away from the outline's middle, as a share of the distance.
-        rounds: at most so many rounds of growing and shrinking; 0 for none.
-    """
-
-    iou: tuple[float, float] = (0.8, 1.0)
-    cut: float = Field(default=0.1, ge=0, lt=1)
-    keep: float = Field(default=0.1, gt=0, le=1)
-    jitter: float = Field(default=0.0, ge=0)
-    rounds: int = Field(default=250, ge=0)
-
-    @field_validator("iou")
-    @classmethod
-    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] <= value[1] <= 1:
-            raise ValueError("give two shares from 0 to 1, the smaller first, such as [0.8, 1]")
-        return value
-
-
-class MixConfig(_Section):
-    """Whether batches are blended with themselves (:class:`geoseg.training.mixing.Mixing`).
-
-    Attributes:
-        alpha: of the distribution of shares; 0 for no mixing, 0.4 is usual.
-        probability: part of the batches that are mixed.
-        pairing: ``random`` (mixup), or ``foreground`` (mixmatch).
-        per_sample: draw a share for each patch, not for the batch.
-    """
-
-    alpha: float = Field(default=0.0, ge=0)
-    probability: float = Field(default=1.0, ge=0, le=1)
-    pairing: Literal["random", "foreground"] = "random"
-    per_sample: bool = False
-
-
-class LoopConfig(_Section):
+class LoopConfig(Section):
     """The loop: steps, optimiser, validation and checkpoints.
 
     Attributes:
@@ -274,7 +193,7 @@ class LoopConfig(_Section):
     logs: str | None = None
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """All of a training run.
 
     Attributes:

@@ -17,7 +17,7 @@ from rasterio.features import rasterize
 
 from geoseg.morphology import Mask, dilated, ellipse, eroded
 from geoseg.source import placeless
-from geoseg.training.config import DamageConfig
+from geoseg.training.variation_config import DamageConfig
 
 # Outlines with fewer vertices stay away; of the others at least so many vertices stay, else small objects would vanish.
 _SHORTEST, _FEWEST = 10, 4

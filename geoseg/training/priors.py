@@ -9,10 +9,11 @@ import numpy as np
 from geoseg import networks
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError
-from geoseg.training.config import DamageConfig, TrainConfig
+from geoseg.training.config import TrainConfig
 from geoseg.training.damage import damaged
 from geoseg.training.labels import IGNORE
 from geoseg.training.patches import Patch, Source, Squares
+from geoseg.training.variation_config import DamageConfig
 
 # Keeps the random numbers of a patch's mask apart from those of its place.
 _STREAM = 1

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from geoseg.classes import Classes
 from geoseg.errors import LabelsError
 from geoseg.grid import ChunkGrid, Window
-from geoseg.training.config import AugmentConfig, SamplingConfig
+from geoseg.training.config import SamplingConfig
 from geoseg.training.labels import IGNORE
 from geoseg.training.site import Site
+from geoseg.training.variation_config import AugmentConfig
 
 # Sites with more pixels than this are counted on a coarser grid.
 _MOST_PIXELS = 1 << 24

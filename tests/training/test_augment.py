@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geoseg.training.augment import vary
-from geoseg.training.config import AugmentConfig
+from geoseg.training.variation_config import AugmentConfig
 
 NONE = {"brightness": 0, "contrast": 0, "gamma": 0, "mixing": 0, "noise": 0, "blur": 0, "sharpen": 0, "share": 1}
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from geoseg.errors import ConfigError
-from geoseg.training.config import DamageConfig, check
+from geoseg.training.config import check
 from geoseg.training.damage import agreement, coarser, damaged, gnawed, outlines
+from geoseg.training.variation_config import DamageConfig
 
 MASKS = st.tuples(st.integers(1, 14), st.integers(1, 14)).flatmap(lambda shape: arrays(bool, shape))
 EVERYTHING = DamageConfig(cut=0, keep=1)

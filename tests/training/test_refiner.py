@@ -15,11 +15,11 @@ from geoseg.bundle import read_bundle
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError
 from geoseg.segmenters.refinement import Refiner
-from geoseg.training.config import DamageConfig
 from geoseg.training.damage import agreement
 from geoseg.training.patches import Patch, collate
 from geoseg.training.priors import SpoiltMasks, SpoiltSquares
 from geoseg.training.refiner import signed
+from geoseg.training.variation_config import DamageConfig
 from tests.training.conftest import same
 
 Settings = Callable[..., dict[str, Any]]
