@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from geoseg.metrics import Confusion
 from geoseg.networks.glnet import MODES, STRIDES, build_glnet
 from geoseg.networks.glnet_exchange import Merging, crops
 from geoseg.networks.glnet_fpn import resized
 from geoseg.networks.patch_grid import patch_grid
+from geoseg.normalisation import Normalisation
+from geoseg.segmenters.global_local_settings import GlobalLocalSettings
+from geoseg.segmenters.global_local_window import WindowLook, enlarged, overview_of
 
 from .conftest import reference_folder
 
@@ -234,7 +238,7 @@ def test_one_set_of_weights_for_both_global_branches_is_wrong(reference, network
 
 @pytest.mark.parametrize("name", MANIFEST["patch_grid_examples"])
 def test_grids(name):
-    """With and without a look at the maps of an overview of a patch's size, whose cells must not be left without one."""
+    """With and without a look at the maps of an overview of a patch's size, each cell of which needs one."""
     expected = MANIFEST["patch_grid_examples"][name]
     height, width, patch = map(int, re.fullmatch(r"(\d+)x(\d+)/p(\d+)", name).groups())
     maps = [(-(-patch // stride),) * 2 for stride in STRIDES]
@@ -245,3 +249,74 @@ def test_grids(name):
         for starts, side, step in ((grid.tops, height, "step_rows"), (grid.lefts, width, "step_cols")):
             assert (side - patch) / (len(starts) - 1) == expected[step]
             assert starts[-1] == side - patch
+
+
+# The authors divide bytes by 255 and subtract nothing.
+SCALING = Normalisation((0.0,) * 3, (255.0,) * 3)
+
+
+@pytest.fixture(scope="module")
+def scene(weights):
+    """The scene of the references, (3, H, W) uint8."""
+    noise = weights.golden_input((*SCENE, 3), CONFIG["weights_seed"])
+    return (128 + 48 * noise).round().clamp(0, 255).to(torch.uint8).movedim(2, 0).contiguous()
+
+
+@pytest.fixture(scope="module")
+def truth(reference, weights):
+    """The labels that the references' IoU are against, (H, W)."""
+    noise = weights.golden_input(SCENE, int(reference["D_label_seed"]))
+    return ((noise + 2) / 4 * CLASSES).floor().clamp(0, CLASSES - 1).long()
+
+
+def iou(found, truth):
+    pairs = torch.bincount((truth * CLASSES + found).flatten(), minlength=CLASSES**2)
+    return Confusion(pairs.view(CLASSES, CLASSES).numpy()).iou
+
+
+def test_overview(reference, scene):
+    values, known = overview_of(scene, torch.ones(SCENE, dtype=torch.bool), OVERVIEW)
+    assert known.all()
+    expected = torch.from_numpy(reference["D_overview_uint8"]).movedim(2, 0).float()
+    assert float((values - expected).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(("mode", "number"), zip(MODES, (1, 2, 3), strict=True))
+def test_a_scene(mode, number, reference, networks, scene, truth):
+    """With the authors' square sizes; all sums, labels and IoU that the references have of this mode."""
+    settings = GlobalLocalSettings(
+        overview=OVERVIEW[0], patch=PATCH[0], extent=4 * PATCH[0], sub_batch=CONFIG["sub_batch_size"]
+    )
+    with torch.inference_mode():
+        look = WindowLook(networks[mode], scene, torch.ones(SCENE, dtype=torch.bool), SCALING, settings)
+        found = look.scores(local=True)
+    name = f"D_mode{number}"
+    maps = {"global": enlarged(found.overview, SCENE, "nearest")[0]}
+    if mode == "global":
+        assert torch.equal(found.mean, maps["global"])
+    else:
+        maps |= {"": found.scores, "local": found.local}
+    compared = 0
+    for kind, scores in maps.items():
+        ending = f"_{kind}" if kind else ""
+        labels = scores.argmax(0)
+        if f"{name}_scores{ending}" in reference.arrays:
+            assert error(reference, f"{name}_scores{ending}", scores) <= 1e-4
+        if f"{name}_pred{ending}" in reference.arrays:
+            same = labels == torch.from_numpy(reference[f"{name}_pred{ending}"])
+            assert float(same.double().mean()) >= 0.999
+        assert iou(labels, truth) == pytest.approx(reference[f"{name}_iou{ending}"], abs=1e-3)
+        compared += 1
+    assert compared == sum(f"{name}_iou" in array for array in reference.arrays)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_neither_order_nor_batches_of_patches_matter(mode, networks, scene):
+    valid = torch.ones(SCENE, dtype=torch.bool)
+    found = []
+    for sub_batch, step in ((CONFIG["sub_batch_size"], 1), (1, -1)):
+        settings = GlobalLocalSettings(overview=OVERVIEW[0], patch=PATCH[0], extent=4 * PATCH[0], sub_batch=sub_batch)
+        with torch.inference_mode():
+            look = WindowLook(networks[mode], scene, valid, SCALING, settings)
+            found.append(look.scores(look.grid.corners[::step]).scores)
+    assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) <= 1e-5
