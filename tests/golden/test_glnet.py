@@ -7,8 +7,11 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from geoseg.losses.global_local import GlobalLocalLoss
+from geoseg.losses.standard import Focal
 from geoseg.metrics import Confusion
 from geoseg.networks.glnet import MODES, STRIDES, build_glnet
 from geoseg.networks.glnet_exchange import Merging, crops
@@ -320,3 +323,66 @@ def test_neither_order_nor_batches_of_patches_matter(mode, networks, scene):
             look = WindowLook(networks[mode], scene, valid, SCALING, settings)
             found.append(look.scores(look.grid.corners[::step]).scores)
     assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) <= 1e-5
+
+
+def labels_of(noise):
+    return ((noise + 2) / 4 * CLASSES).floor().clamp(0, CLASSES - 1).long()
+
+
+@pytest.fixture(scope="module")
+def scored(weights):
+    """Logits and labels of the references' focal loss."""
+    seed = CONFIG["weights_seed"]
+    logits = 3 * weights.golden_input((2, CLASSES, 16, 16), seed + 300)
+    return logits, labels_of(weights.golden_input((2, 16, 16), seed + 301))
+
+
+def test_focal_loss(reference, scored):
+    logits, labels = scored
+    gamma = CONFIG["focal_gamma"]
+    plain = Focal(CLASSES, -1, gamma=0)(logits, labels)
+    assert plain.item() == pytest.approx(reference["E_focal_gamma0"].item(), rel=1e-5)
+    assert plain.item() == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-6)
+    loss = GlobalLocalLoss(CLASSES, gamma=gamma, ignore_index=-1)
+    logits = logits.clone().requires_grad_()
+    found = loss.scores(logits, labels)
+    assert found.item() == pytest.approx(reference[f"E_focal_gamma{gamma}"].item(), rel=1e-5)
+    found.backward()
+    assert error(reference, f"E_focal_gamma{gamma}_grad", logits.grad) <= 1e-5
+    ignored = next(int(name.rsplit("ignore", 1)[1]) for name in reference.arrays if "_ignore" in name)
+    found = GlobalLocalLoss(CLASSES, gamma=gamma, ignore_index=ignored).scores(logits, labels)
+    assert found.item() == pytest.approx(reference[f"E_focal_gamma{gamma}_ignore{ignored}"].item(), rel=1e-5)
+
+
+def clamped(scores, labels, least=1e-7):
+    """Scores without a gradient where the true class is less probable than that: the authors clamp it there."""
+    sure = scores.detach().softmax(1).gather(1, labels[:, None]) >= least
+    assert not sure.all()
+    return scores.where(sure, scores.detach())
+
+
+def test_loss_of_the_second_stage(reference, networks, weights, case):
+    """With batch norm as in evaluation; nothing of the global branch may have a gradient."""
+    network = networks["local"].requires_grad_()
+    pick = reference["B_pick"].tolist()
+    corners = [case.corners[i] for i in pick]
+    cells = [side // 4 for side in PATCH]
+    labels = labels_of(weights.golden_input((len(pick), *cells), CONFIG["weights_seed"] + 302))
+    with torch.no_grad():
+        overview = network.overview(case.overview)
+    maps = network.local(case.patches[pick], overview, case.grid, corners)
+    share = network.local_share(maps)
+    scores = share + network.global_share(overview.joined, case.grid, corners, share.shape[-2:])
+    under = resized(crops(overview.joined, case.grid, corners), maps.joined.shape[-2:])
+    local, both = (clamped(each, labels) for each in (network.local_scores(maps), scores))
+    parts = (local, both, labels, maps.joined, under)
+    loss = GlobalLocalLoss(CLASSES, gamma=CONFIG["focal_gamma"], coupling=CONFIG["lambda_fmreg"], ignore_index=-1)
+    found = loss(*parts)
+    terms = [value.item() for value in (*loss.terms(*parts), found)]
+    assert terms == pytest.approx(reference["E_mode2_loss_terms"].tolist(), rel=1e-3)
+    found.backward()
+    gradients = dict(network.named_parameters())
+    norms = MANIFEST["arrays"]["E_mode2_grad_norms"]
+    assert {name: gradients[name].grad.norm().item() for name in norms} == pytest.approx(norms, rel=1e-3)
+    assert all(value.grad is None for name, value in gradients.items() if "global" in name)
+    network.requires_grad_(False).zero_grad()
