@@ -47,6 +47,10 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.onnx import OnnxNetwork
 
         return OnnxNetwork.from_bundle(bundle)
+    if bundle.description.method == "global-local":
+        from geoseg.segmenters.global_local import GlobalLocal
+
+        return GlobalLocal.from_bundle(bundle)
     if bundle.description.method == "refiner":
         raise BundleError(
             f"{bundle.path} holds a refiner, which segments nothing by itself: give a model that segments, or refine "

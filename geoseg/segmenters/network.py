@@ -136,7 +136,7 @@ def module_of(bundle: Bundle) -> nn.Module:
     description = bundle.description
     settings = dict(description.settings)
     try:
-        with paused(), _one_thread(), _Undrawn():
+        with undrawn():
             module = networks.create(
                 str(settings.get("name", "")),
                 in_channels=len(description.bands),
@@ -186,6 +186,13 @@ class _Undrawn(TorchFunctionMode):
         if func in self._DRAWS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let networks be made inside the block without drawing the weights that a bundle has."""
+    with paused(), _one_thread(), _Undrawn():
+        yield
 
 
 def spec_of(description: Description) -> Spec:
