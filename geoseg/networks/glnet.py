@@ -55,18 +55,19 @@ class GlobalNet(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.encoder = encoder
         self.resnet_global, channels = feature_pyramid(
             encoder, in_channels=in_channels, strides=STRIDES, pretrained=pretrained
         )
         self.fpn_global = BranchPyramid(channels, num_classes, {self._form: bool(self._form)})
 
     def overview(self, pixels: torch.Tensor) -> BranchMaps:
-        """Return the maps of an overview (1, C, h, w) that is network input."""
+        """Return the maps of overviews (N, C, h, w) that are network input; one, where patches are to follow."""
         found: BranchMaps = self.fpn_global(self.resnet_global(pixels))
         return found
 
     def overview_scores(self, maps: BranchMaps) -> torch.Tensor:
-        """Return scores (1, K, h, w) of an overview, at a quarter of its size."""
+        """Return scores (N, K, h, w) of overviews, at a quarter of their size."""
         scores: torch.Tensor = self.fpn_global.classify(maps.joined)
         return scores
 
@@ -111,8 +112,8 @@ class GlobalToLocalNet(GlobalNet):
         return scores
 
     def local_share(self, maps: BranchMaps) -> torch.Tensor:
-        """Return the local branch's share of the scores of patches: (N, K, h, w)."""
-        return F.conv2d(maps.joined, self.ensemble_conv.weight[:, :JOINED], padding=1)
+        """Return the local branch's share of the scores of patches: (N, K, h, w) float32."""
+        return F.conv2d(maps.joined, self.ensemble_conv.weight[:, :JOINED], padding=1).float()
 
     def global_share(
         self, joined: torch.Tensor, grid: PatchGrid, corners: Sequence[Corner], size: Sequence[int]
@@ -126,7 +127,7 @@ class GlobalToLocalNet(GlobalNet):
             size: of the local share.
         """
         under = resized(crops(joined, grid, corners), size)
-        return F.conv2d(under, self.ensemble_conv.weight[:, JOINED:], self.ensemble_conv.bias, padding=1)
+        return F.conv2d(under, self.ensemble_conv.weight[:, JOINED:], self.ensemble_conv.bias, padding=1).float()
 
 
 class CollaborativeNet(GlobalToLocalNet):
@@ -146,20 +147,20 @@ class CollaborativeNet(GlobalToLocalNet):
         self.fixed = GlobalNet(in_channels, num_classes, encoder, pretrained)
 
     def overview(self, pixels: torch.Tensor) -> BranchMaps:
-        """Return the maps of the first stage's branch for an overview (1, C, h, w) that is network input."""
+        """Return the maps of the first stage's branch for overviews (N, C, h, w) that are network input."""
         return self.fixed.overview(pixels)
 
     def overview_scores(self, maps: BranchMaps) -> torch.Tensor:
-        """Return scores (1, K, h, w) of the first stage's branch."""
+        """Return scores (N, K, h, w) of the first stage's branch."""
         return self.fixed.overview_scores(maps)
 
     def extended(self, pixels: torch.Tensor, merged: Stages) -> BranchMaps:
-        """Return the maps of an overview (1, C, h, w) that is network input, beside those merged from all patches."""
+        """Return the maps of overviews (N, C, h, w) that are network input, beside those merged from all patches."""
         found: BranchMaps = self.fpn_global(self.resnet_global(pixels), merged, EXTENDED)
         return found
 
     def extended_scores(self, maps: BranchMaps) -> torch.Tensor:
-        """Return scores (1, K, h, w) of the overview, at a quarter of its size, by the further look alone."""
+        """Return scores (N, K, h, w) of overviews, at a quarter of their size, by the further look alone."""
         scores: torch.Tensor = self.fpn_global.classify(maps.joined)
         return scores
 

@@ -17,6 +17,7 @@ from geoseg.networks.antialias import antialiased
 from geoseg.networks.any_size import mirrored
 from geoseg.networks.glnet import CollaborativeNet, GlobalNet, GlobalToLocalNet
 from geoseg.networks.glnet_exchange import Merging
+from geoseg.networks.glnet_fpn import BranchMaps
 from geoseg.networks.patch_grid import Corner, PatchGrid, patch_grid
 from geoseg.normalisation import Normalisation
 from geoseg.segmenters.global_local_settings import Enlarging, GlobalLocalSettings
@@ -45,17 +46,67 @@ class WindowScores:
         return self.scores / self.count
 
 
-class WindowLook:
-    """A macro-window under the eyes of a network.  The overview is looked at once; patches one sub-batch at a time.
+class WindowInput:
+    """A macro-window as network input: its overview, and its patches when they are asked for.
 
     A window with a side less than a patch is mirrored at its far edges to the size of one.
 
     Args:
-        network: in evaluation mode.
         pixels: (C, H, W) scene values, uint8 or float32, 0 where not valid.
         valid: (H, W) bool.
         scaling: of the bands.
         settings: sizes and choices.
+
+    Attributes:
+        overview: (1, C, h, w).
+        settings: as given.
+    """
+
+    def __init__(
+        self, pixels: torch.Tensor, valid: torch.Tensor, scaling: Normalisation, settings: GlobalLocalSettings
+    ) -> None:
+        self.settings = settings
+        self._scaling = scaling
+        self._pixels = _at_least(pixels, settings.patch)
+        self._valid = _at_least(valid, settings.patch)
+        values, known = overview_of(self._pixels, self._valid, (settings.overview, settings.overview))
+        self.overview = self._scaled(values[None], known[None])
+
+    def grid(self, maps: BranchMaps) -> PatchGrid:
+        """Return where the patches lie, for maps of the overview."""
+        patch = self.settings.patch
+        return patch_grid(
+            (int(self._valid.shape[0]), int(self._valid.shape[1])),
+            (patch, patch),
+            [(int(each.shape[2]), int(each.shape[3])) for each in maps.stages[0]],
+            min_overlap=self.settings.min_overlap,
+        )
+
+    def patches(self, corners: Sequence[Corner]) -> torch.Tensor:
+        """Return patches, (N, C, h, w)."""
+        side = self.settings.patch
+        places = [(slice(top, top + side), slice(left, left + side)) for top, left in corners]
+        pixels = torch.stack([self._pixels[:, rows, cols] for rows, cols in places])
+        return self._scaled(pixels, torch.stack([self._valid[rows, cols] for rows, cols in places]))
+
+    def sub_batches(self, corners: Sequence[Corner]) -> Iterator[Sequence[Corner]]:
+        """Yield as many corners at a time as there are patches in one pass."""
+        for start in range(0, len(corners), self.settings.sub_batch):
+            yield corners[start : start + self.settings.sub_batch]
+
+    def _scaled(self, pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return normalised(Tiles(pixels, valid, ()), self._scaling)
+
+
+class WindowLook:
+    """A macro-window under the eyes of a network.  The overview is looked at once; patches one sub-batch at a time.
+
+    Args:
+        network: in evaluation mode.
+        pixels: see :class:`WindowInput`, which takes the rest too.
+        valid: likewise.
+        scaling: likewise.
+        settings: likewise.
 
     Attributes:
         grid: where the patches lie.
@@ -71,21 +122,12 @@ class WindowLook:
         settings: GlobalLocalSettings,
     ) -> None:
         self._network = network
-        self._scaling = scaling
         self._settings = settings
         self._shape = (int(pixels.shape[1]), int(pixels.shape[2]))
-        self._pixels = _at_least(pixels, settings.patch)
-        self._valid = _at_least(valid, settings.patch)
-        values, known = overview_of(self._pixels, self._valid, (settings.overview, settings.overview))
-        self._overview = self._input(values[None], known[None])
-        self._maps = network.overview(self._overview)
+        self._input = WindowInput(pixels, valid, scaling, settings)
+        self._maps = network.overview(self._input.overview)
         self.overview_scores = network.overview_scores(self._maps).float()
-        self.grid: PatchGrid = patch_grid(
-            (int(self._valid.shape[0]), int(self._valid.shape[1])),
-            (settings.patch, settings.patch),
-            [(int(maps.shape[2]), int(maps.shape[3])) for maps in self._maps.stages[0]],
-            min_overlap=settings.min_overlap,
-        )
+        self.grid = self._input.grid(self._maps)
 
     def foreground(self, background: int, threshold: float) -> tuple[Corner, ...]:
         """Return the patches in or near which the overview finds foreground.
@@ -127,8 +169,8 @@ class WindowLook:
         alone = _Canvas(self, corners) if local else None
         if isinstance(network, CollaborativeNet) and corners:
             return self._painted(canvas, self._both_ways(network, corners, canvas, alone), alone)
-        for part in self._sub_batches(corners):
-            maps = network.local(self._patches(part), self._maps, self.grid, part)
+        for part in self._input.sub_batches(corners):
+            maps = network.local(self._input.patches(part), self._maps, self.grid, part)
             share = network.local_share(maps)
             canvas.add(part, share + network.global_share(self._maps.joined, self.grid, part, share.shape[-2:]))
             if alone is not None:
@@ -141,15 +183,15 @@ class WindowLook:
         """Fill the canvas from all patches, then the further look at the overview; return the latter's scores."""
         merging = Merging(self._maps.stages, self.grid)
         shares = []
-        for part in self._sub_batches(corners):
-            maps = network.local(self._patches(part), self._maps, self.grid, part)
+        for part in self._input.sub_batches(corners):
+            maps = network.local(self._input.patches(part), self._maps, self.grid, part)
             merging.add(part, maps.stages)
             shares.append(network.local_share(maps))
             if alone is not None:
                 alone.add(part, network.local_scores(maps))
             del maps
-        further = network.extended(self._overview, merging.maps())
-        for part, share in zip(self._sub_batches(corners), shares, strict=True):
+        further = network.extended(self._input.overview, merging.maps())
+        for part, share in zip(self._input.sub_batches(corners), shares, strict=True):
             canvas.add(part, share + network.global_share(further.joined, self.grid, part, share.shape[-2:]))
         return network.extended_scores(further).float()
 
@@ -167,20 +209,6 @@ class WindowLook:
             overview,
             None if alone is None else alone.scores[:, :height, :width],
         )
-
-    def _sub_batches(self, corners: Sequence[Corner]) -> Iterator[Sequence[Corner]]:
-        for start in range(0, len(corners), self._settings.sub_batch):
-            yield corners[start : start + self._settings.sub_batch]
-
-    def _patches(self, corners: Sequence[Corner]) -> torch.Tensor:
-        """Return patches as network input, (N, C, h, w)."""
-        height, width = self.grid.patch_yx
-        places = [(slice(top, top + height), slice(left, left + width)) for top, left in corners]
-        pixels = torch.stack([self._pixels[:, rows, cols] for rows, cols in places])
-        return self._input(pixels, torch.stack([self._valid[rows, cols] for rows, cols in places]))
-
-    def _input(self, pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        return normalised(Tiles(pixels, valid, ()), self._scaling)
 
 
 class _Canvas:

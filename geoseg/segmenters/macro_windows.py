@@ -120,8 +120,10 @@ class MacroGrid:
 
         def risen(strip: int) -> NDArray[np.float64]:
             """How far the flank over the strip before window ``strip`` has risen at each pixel."""
-            share = (pixels - strip * self.step) / self.overlap if self.overlap else pixels - strip * self.step > 0
-            return np.asarray(np.sin(np.pi / 2 * np.clip(share, 0, 1)) ** 2)
+            inside = pixels - strip * self.step
+            share = inside / self.overlap if self.overlap else np.sign(inside)
+            angle: NDArray[np.float64] = np.clip(share, 0, 1) * (np.pi / 2)
+            return np.square(np.sin(angle))
 
         weights = np.ones(size)
         if place:

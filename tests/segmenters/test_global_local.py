@@ -28,7 +28,7 @@ from tests.conftest import asymmetric
 CLASSES = Classes.parse("background,road,roof")
 BANDS = ("red", "green", "blue")
 ENCODER = "mobilenetv3_small_100"
-SETTINGS = GlobalLocalSettings(overview=64, patch=64, min_overlap=8, extent=128)
+SETTINGS = GlobalLocalSettings(overview=64, patch=64, min_overlap=8, extent=128, sub_batch=9)
 UNIT = Normalisation((0.0,) * 3, (255.0,) * 3)
 
 
@@ -129,7 +129,9 @@ def test_pixels_without_data_are_filled(networks, raster):
 def test_coarse_to_fine_spares_patches(networks, raster):
     scene = open_scene(raster(asymmetric(3, 100, 110)))
     tiles = tiles_of(scene, scene.window)
-    settings = GlobalLocalSettings(overview=64, patch=64, min_overlap=8, extent=128, coarse_to_fine=0.999999)
+    settings = GlobalLocalSettings(
+        overview=64, patch=64, min_overlap=8, extent=128, sub_batch=9, coarse_to_fine=0.999999
+    )
     made = segmenter(networks["local"], settings)
     seen = []
     network = networks["local"]

@@ -1,5 +1,7 @@
 """GLNet on one macro-window, with small networks; the numbers are held to the authors' in tests/golden."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -209,3 +211,33 @@ def test_refused_settings(changes, told):
 def test_settings_as_published():
     assert GlobalLocalSettings() == GlobalLocalSettings(overview=508, patch=508, min_overlap=50, extent=2448)
     assert GlobalLocalSettings(min_overlap=0).min_overlap == 0
+
+
+_PEAK = """
+import resource, sys, torch
+from geoseg.networks.glnet import build_glnet
+from geoseg.normalisation import Normalisation
+from geoseg.segmenters.global_local_settings import GlobalLocalSettings
+from geoseg.segmenters.global_local_window import WindowLook
+
+torch.set_num_threads(1)
+network = build_glnet(in_channels=3, num_classes=3, mode="collaborative", encoder="mobilenetv3_small_100").eval()
+settings = GlobalLocalSettings(overview=256, patch=256, extent=1024)
+peaks = []
+for side in (256, 800):
+    pixels = torch.zeros(3, side, side, dtype=torch.uint8)
+    with torch.inference_mode():
+        look = WindowLook(network, pixels, pixels[0] == 0, Normalisation((0.0,) * 3, (255.0,) * 3), settings)
+        look.scores()
+    peaks += [len(look.grid.corners), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]
+print(*peaks)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_patches():
+    """But by the answer itself, of some 10 MB here.  The last maps of a patch, if kept, would take 8 MB each."""
+    told = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True).stdout
+    few, before, many, after = map(int, told.split())
+    assert (few, many) == (1, 16)
+    assert after - before < 50

@@ -1,0 +1,89 @@
+"""A run with GLNet: the same whatever the chunks; with macro-windows in place of tiles, what these give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+import geoseg
+from geoseg.classes import Classes
+from geoseg.engine.assemble import Outputs
+from geoseg.engine.chunk import segment_chunk
+from geoseg.engine.device import Runner
+from geoseg.engine.predict import Options, make_plan
+from geoseg.grid import ChunkGrid
+from geoseg.networks.glnet import build_glnet
+from geoseg.normalisation import Normalisation
+from geoseg.segmenters.global_local import GlobalLocal
+from geoseg.segmenters.global_local_settings import GlobalLocalSettings
+from geoseg.segmenters.interface import State, Tiles
+from tests.conftest import write_raster
+
+
+@pytest.fixture(scope="module")
+def corner(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A real scene of 110 × 150 pixels, with a frame of nodata at its left."""
+    with rasterio.open(sample) as source:
+        window = rasterio.windows.Window(640, 500, 150, 110)
+        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
+    array[:, :, :10] = 0
+    path = tmp_path_factory.mktemp("corner") / "corner.tif"
+    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> GlobalLocal:
+    """Both ways between overview and patches, with weights that make labels vary."""
+    torch.manual_seed(5)
+    network = build_glnet(in_channels=3, num_classes=5, mode="collaborative", encoder="mobilenetv3_small_100").eval()
+    for name, value in network.named_parameters():
+        if value.ndim == 4 and ("fpn" in name or "ensemble" in name):
+            torch.nn.init.kaiming_normal_(value)
+    return GlobalLocal(
+        network,
+        bands=("red", "green", "blue"),
+        classes=Classes.parse("field,road,roof,tree,water"),
+        settings=GlobalLocalSettings(overview=32, patch=32, min_overlap=0, extent=96, sub_batch=9),
+        normalisation=Normalisation((100.0,) * 3, (50.0,) * 3),
+    )
+
+
+def test_chunks_change_nothing(tmp_path: Path, corner: Path, segmenter: GlobalLocal) -> None:
+    found = []
+    for chunk in (64, 1024):
+        geoseg.predict(corner, tmp_path / f"{chunk}.tif", segmenter, chunk=chunk)
+        with rasterio.open(tmp_path / f"{chunk}.tif") as file:
+            found.append(file.read(1))
+    assert np.array_equal(*found)
+    assert len(np.unique(found[0])) > 3
+    assert (found[0][:, :10] == 255).all()
+
+
+def test_macro_windows_stand_in_for_tiles(tmp_path: Path, corner: Path, segmenter: GlobalLocal) -> None:
+    """Every chunk takes from each macro-window what it answers for, and no window is mirrored at the scene's edge."""
+    options = Options()
+    plan, _ = make_plan(corner, Outputs.check(tmp_path / "out.tif", options), segmenter, segmenter, options)
+    scene, grid = plan.model_scene, segmenter.macro_grid(plan.model_scene.shape)
+    assert len(grid) == 4
+    runner = Runner(segmenter, plan.state, plan.classes, device=torch.device("cpu"), dtype=torch.float32, batch=1)
+    expected = np.full(scene.shape, 255, np.uint16)
+    for position in grid:
+        core, window = grid.core_window(position), grid.tile_window(position)
+        pixels = scene.read(window)
+        with torch.inference_mode():
+            labels = segmenter.segment(Tiles.of([pixels]), State())[0].argmax(0).numpy()
+        part = core.within(window)
+        expected[core.within(scene.window)] = np.where(pixels.valid[part], labels[part], 255)
+    for size in (80, 1024):
+        given: Any = grid
+        cut = replace(plan, tiles=given, chunks=ChunkGrid(scene.shape, size))
+        found = np.zeros_like(expected)
+        for number in range(len(cut.chunks)):
+            found[cut.chunks.window(number).within(scene.window)] = segment_chunk(cut, runner, number)[0].layers[0]
+        assert np.array_equal(found, expected)
