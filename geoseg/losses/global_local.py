@@ -1,6 +1,6 @@
 """The losses of GLNet's three stages of training.
 
-Source: Chen et al. 2019, arXiv 1905.06368, sections 3.2 to 3.4, with the values of the code released with it (the paper
+Source: Chen et al. 2019, arXiv 1905.06368, with the values of the code released with it (the paper
 has a focal γ of 6).
 """
 

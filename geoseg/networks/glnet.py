@@ -46,8 +46,6 @@ class GlobalNet(nn.Module):
     """
 
     mode: ClassVar[Mode] = "global"
-    # The forms of the pyramid under ``fpn_global``.
-    _form = ""
 
     def __init__(
         self, in_channels: int, num_classes: int, encoder: str = DEFAULT_ENCODER, pretrained: bool = False
@@ -59,7 +57,10 @@ class GlobalNet(nn.Module):
         self.resnet_global, channels = feature_pyramid(
             encoder, in_channels=in_channels, strides=STRIDES, pretrained=pretrained
         )
-        self.fpn_global = BranchPyramid(channels, num_classes, {self._form: bool(self._form)})
+        self.fpn_global = self._pyramid(channels)
+
+    def _pyramid(self, channels: Sequence[int]) -> BranchPyramid:
+        return BranchPyramid(channels, self.num_classes)
 
     def overview(self, pixels: torch.Tensor) -> BranchMaps:
         """Return the maps of overviews (N, C, h, w) that are network input; one, where patches are to follow."""
@@ -88,7 +89,7 @@ class GlobalToLocalNet(GlobalNet):
         self.resnet_local, channels = feature_pyramid(
             encoder, in_channels=in_channels, strides=STRIDES, pretrained=pretrained
         )
-        self.fpn_local = BranchPyramid(channels, num_classes, {"": True})
+        self.fpn_local = BranchPyramid(channels, num_classes, beside=True)
         self.ensemble_conv = nn.Conv2d(2 * JOINED, num_classes, 3, padding=1)
         nn.init.normal_(self.ensemble_conv.weight, std=_DEVIATION)
 
@@ -138,13 +139,15 @@ class CollaborativeNet(GlobalToLocalNet):
     """
 
     mode: ClassVar[Mode] = "collaborative"
-    _form = EXTENDED
 
     def __init__(
         self, in_channels: int, num_classes: int, encoder: str = DEFAULT_ENCODER, pretrained: bool = False
     ) -> None:
         super().__init__(in_channels, num_classes, encoder, pretrained)
         self.fixed = GlobalNet(in_channels, num_classes, encoder, pretrained)
+
+    def _pyramid(self, channels: Sequence[int]) -> BranchPyramid:
+        return BranchPyramid(channels, self.num_classes, beside=True, ending=EXTENDED)
 
     def overview(self, pixels: torch.Tensor) -> BranchMaps:
         """Return the maps of the first stage's branch for overviews (N, C, h, w) that are network input."""
@@ -156,7 +159,7 @@ class CollaborativeNet(GlobalToLocalNet):
 
     def extended(self, pixels: torch.Tensor, merged: Stages) -> BranchMaps:
         """Return the maps of overviews (N, C, h, w) that are network input, beside those merged from all patches."""
-        found: BranchMaps = self.fpn_global(self.resnet_global(pixels), merged, EXTENDED)
+        found: BranchMaps = self.fpn_global(self.resnet_global(pixels), merged)
         return found
 
     def extended_scores(self, maps: BranchMaps) -> torch.Tensor:

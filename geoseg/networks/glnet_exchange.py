@@ -1,6 +1,6 @@
 """What GLNet's branches hand each other: cells of the scene's maps to patches, and maps of patches to the scene's.
 
-Source: Chen et al. 2019, arXiv 1905.06368, section 3.3, as released by the authors.
+Source: Chen et al. 2019, arXiv 1905.06368, as released by the authors.
 """
 
 from __future__ import annotations

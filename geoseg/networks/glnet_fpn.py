@@ -1,12 +1,12 @@
 """GLNet's feature pyramid in its two forms: on the maps of one branch alone, and beside those of the other branch.
 
 Unlike most pyramids it has neither normalisation nor activation, and is built once: what is smoothed does not go back
-into it.  Source: Chen et al. 2019, arXiv 1905.06368, section 3, as released by the authors.
+into it.  Source: Chen et al. 2019, arXiv 1905.06368, as released by the authors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,25 +40,26 @@ class BranchMaps:
 
 
 class BranchPyramid(nn.Module):
-    """A pyramid in one form or in two; layers bear the authors' names, and share the classifier.
+    """A pyramid of one of the two forms; its layers bear the authors' names.
 
     Args:
         channels: of the encoder's maps at strides 4, 8, 16 and 32.
         num_classes: number of classes, K.
-        forms: what stands behind the names of a form's layers, and whether the form takes the other branch's maps.
+        beside: whether it takes the other branch's maps.
+        ending: what stands behind the names of most layers.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, forms: Mapping[str, bool]) -> None:
+    def __init__(self, channels: Sequence[int], num_classes: int, *, beside: bool = False, ending: str = "") -> None:
         super().__init__()
-        self._beside = dict(forms)
-        for ending, beside in forms.items():
-            times = 2 if beside else 1
-            for name, inputs in zip(_LATERAL, reversed(channels), strict=True):
-                self.add_module(name + ending, nn.Conv2d(times * inputs, WIDTH, 1))
-            for level in range(1, _LEVELS + 1):
-                self.add_module(f"smooth{level}_1{ending}", nn.Conv2d(times * WIDTH, WIDTH, 3, padding=1))
-                self.add_module(f"smooth{level}_2{ending}", nn.Conv2d(times * WIDTH, SMOOTHED, 3, padding=1))
-        if any(forms.values()):
+        self._beside = beside
+        self._ending = ending
+        times = 2 if beside else 1
+        for name, inputs in zip(_LATERAL, reversed(channels), strict=True):
+            self.add_module(name + ending, nn.Conv2d(times * inputs, WIDTH, 1))
+        for level in range(1, _LEVELS + 1):
+            self.add_module(f"smooth{level}_1{ending}", nn.Conv2d(times * WIDTH, WIDTH, 3, padding=1))
+            self.add_module(f"smooth{level}_2{ending}", nn.Conv2d(times * WIDTH, SMOOTHED, 3, padding=1))
+        if beside:
             self.smooth = nn.Conv2d(2 * _LEVELS * SMOOTHED, JOINED, 3, padding=1)
         self.classify = nn.Conv2d(JOINED, num_classes, 3, padding=1)
         for layer in self.children():
@@ -67,23 +68,21 @@ class BranchPyramid(nn.Module):
             nn.init.normal_(layer.weight, std=_DEVIATION)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: Sequence[torch.Tensor], other: Stages | None = None, form: str = "") -> BranchMaps:
+    def forward(self, features: Sequence[torch.Tensor], other: Stages | None = None) -> BranchMaps:
         """Return the maps of a branch.
 
         Args:
             features: of the encoder at strides 4, 8, 16 and 32.
-            other: of the other branch, (N or 1, …) of any size; needed by a form that takes them, and by no other.
-            form: what stands behind the names of the layers.
+            other: of the other branch, of any size; needed by the form that takes them, and not by the other.
         """
-        assert self._beside[form] == (other is not None)
+        assert self._beside == (other is not None)
         encoded = tuple(reversed(features))
-        lateral = self._applied(tuple(name + form for name in _LATERAL), encoded, other and other[0])
+        lateral = self._applied(_LATERAL, encoded, other and other[0])
         built = [lateral[0]]
         for each in lateral[1:]:
             built.append(resized(built[-1], each.shape[-2:]) + each)
         pyramid = tuple(built)
-        once = tuple(f"smooth{level}_1{form}" for level in range(1, _LEVELS + 1))
-        twice = tuple(f"smooth{level}_2{form}" for level in range(1, _LEVELS + 1))
+        once, twice = ([f"smooth{level}_{step}" for level in range(1, _LEVELS + 1)] for step in (1, 2))
         smoothed = self._applied(once, pyramid, other and other[1])
         smoother = self._applied(twice, smoothed, other and other[2])
         joined = smoother if other is None else tuple(map(_side_by_side, smoother, other[3]))
@@ -95,7 +94,8 @@ class BranchPyramid(nn.Module):
     def _applied(self, names: Sequence[str], own: Levels, other: Levels | None) -> Levels:
         """Return what the layers make of the maps of each level, and of the other branch's behind them."""
         levels = own if other is None else map(_side_by_side, own, other)
-        return tuple(self.get_submodule(name)(each) for name, each in zip(names, levels, strict=True))
+        layers = (self.get_submodule(name + self._ending) for name in names)
+        return tuple(layer(each) for layer, each in zip(layers, levels, strict=True))
 
 
 def resized(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The grid of patches that GLNet looks at, and which cells of a coarse map of the whole scene lie under each patch.
 
 Both are part of the method: scores are sums over these patches, and maps go to and fro between patches and scene by
-these cells.  Source: Chen et al. 2019, arXiv 1905.06368, section 3.3, in the arithmetic of the code released with it,
+these cells.  Source: Chen et al. 2019, arXiv 1905.06368, in the arithmetic of the code released with it,
 which leaves cells without a patch for some sizes of scenes; there the grid is made denser.
 """
 

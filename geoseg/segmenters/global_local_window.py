@@ -132,7 +132,7 @@ class WindowLook:
     def foreground(self, background: int, threshold: float) -> tuple[Corner, ...]:
         """Return the patches in or near which the overview finds foreground.
 
-        Source: the coarse-to-fine variant of Chen et al. 2019, section 3.5, with patches in place of one box.
+        Source: the coarse-to-fine variant of Chen et al. 2019, with patches in place of one box.
 
         Args:
             background: channel of the background in the scores.

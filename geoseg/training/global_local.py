@@ -1,7 +1,7 @@
 """Training of GLNet in its three stages, each of which begins with the weights of the one before.
 
 Memory holds the graph of one sub-batch of patches, or of the overviews of one batch, however many patches a scene has:
-gradients are added up sub-batch by sub-batch.  Source: Chen et al. 2019, arXiv 1905.06368, section 3.4, with the
+gradients are added up sub-batch by sub-batch.  Source: Chen et al. 2019, arXiv 1905.06368, with the
 numbers of the code released with it.
 """
 

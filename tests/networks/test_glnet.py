@@ -134,7 +134,7 @@ def test_the_further_look_has_weights_of_its_own():
 def test_heads_have_neither_norm_nor_activation():
     head = made("collaborative").fpn_local
     assert {type(layer) for layer in head.children()} == {torch.nn.Conv2d}
-    pyramid = BranchPyramid([8, 16, 24, 32], 2, {"": False})
+    pyramid = BranchPyramid([8, 16, 24, 32], 2)
     features = [noise(1, channels, 32 // 2**i, 32 // 2**i) for i, channels in enumerate((8, 16, 24, 32))]
     with torch.no_grad():
         for layer in pyramid.children():
@@ -145,7 +145,7 @@ def test_heads_have_neither_norm_nor_activation():
 
 def test_first_weights():
     torch.manual_seed(0)
-    head = BranchPyramid([256, 512, 1024, 2048], 2, {"": True})
+    head = BranchPyramid([256, 512, 1024, 2048], 2, beside=True)
     weights = torch.cat([layer.weight.detach().flatten() for layer in head.children()])
     assert float(weights.std()) == pytest.approx(0.01, rel=1e-2)
     assert not any(layer.bias.any() for layer in head.children())
