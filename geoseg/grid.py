@@ -139,9 +139,29 @@ class TileGrid:
             )
 
     @property
+    def side(self) -> int:
+        """Side of a whole tile in pixels."""
+        return self.tile
+
+    @property
     def core(self) -> int:
         """Side of the part a tile answers for, in pixels."""
         return self.tile - 2 * self.halo
+
+    @property
+    def record(self) -> list[int]:
+        """What tells this lattice from another."""
+        return [self.tile, self.halo]
+
+    @property
+    def reach(self) -> int:
+        """How far beyond its core a tile has a say where tiles are blended, in pixels."""
+        return self.halo
+
+    def weights(self, position: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the weight of each row and each column of a tile where tiles are blended."""
+        along = blend_weights(self.tile, self.halo)
+        return along, along
 
     def core_window(self, position: tuple[int, int]) -> Window:
         """Return the core of the tile at lattice ``position`` (row, column)."""

@@ -19,7 +19,7 @@ from geoseg.engine.device import Runner, Scores
 from geoseg.engine.plan import CONFIDENCE_NODATA, CONFIDENCE_SCALE, UNCERTAINTY_NODATA, Plan
 from geoseg.errors import RunError
 from geoseg.geodesy import pixel_size
-from geoseg.grid import Window, blend_weights
+from geoseg.grid import Window
 from geoseg.scene import Pixels, Scene
 from geoseg.segmenters.interface import Tiles
 from geoseg.source import placeless
@@ -149,13 +149,13 @@ def _blend(chunk: _Chunk) -> int:
     plan, window, wanted = chunk.plan, chunk.window, chunk.wanted
     grid = plan.tiles
     inner = window if plan.same_grid else _model_window(plan, window)
-    overlap = grid.halo if plan.blend == "hann" else 0
-    along = blend_weights(grid.tile, grid.halo) if overlap else np.ones(grid.tile, np.float32)
+    overlap = grid.reach if plan.blend == "hann" else 0
     # The segmenter's layers, which stand behind the entropy, are weighted like one more class each.
     total = np.zeros((len(plan.classes) + len(plan.uncertainty[1:]), *inner.shape), np.float32)
     weight = np.zeros(inner.shape, np.float32)
     valid: dict[Window, NDArray[np.bool_]] = {}
-    reach = {grid.tile_window(p): grid.core_window(p).padded(overlap) for p in grid.covering(inner, overlap)}
+    places = {grid.tile_window(p): p for p in grid.covering(inner, overlap)}
+    reach = {tile: grid.core_window(p).padded(overlap).intersect(tile) for tile, p in places.items()}
 
     def needed(pixels: Pixels) -> bool:
         part = reach[pixels.window].intersect(inner)
@@ -171,7 +171,10 @@ def _blend(chunk: _Chunk) -> int:
         for index, tile in enumerate(scores.windows):
             part = reach[tile].intersect(inner)
             rows, cols = part.within(tile)
-            factor = along[rows, None] * along[cols] * valid.pop(tile)[rows, cols]
+            factor = valid.pop(tile)[rows, cols].astype(np.float32)
+            if overlap:
+                down, across = grid.weights(places[tile])
+                factor *= down[rows, None] * across[cols]
             values = scores.probabilities[index][:, rows, cols]
             if scores.layers is not None:
                 values = np.concatenate([values, scores.layers[index][:, rows, cols]])

@@ -61,7 +61,7 @@ class Job:
                     plan.classes,
                     device=device,
                     dtype=choose_precision(plan.precision, device),
-                    batch=plan.batch or default_batch(plan.tiles.tile, device),
+                    batch=plan.batch or default_batch(plan.tiles.side, device),
                     context=Context(plan),
                 )
             return self._runner

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from geoseg.engine.plan import Plan
 from geoseg.errors import ConfigError
-from geoseg.grid import ViewGrid, Window
+from geoseg.grid import TileGrid, ViewGrid, Window
 from geoseg.metrics import IGNORED
 from geoseg.scene import Pixels
 from geoseg.segmenters.interface import Tiles
@@ -34,7 +34,9 @@ class Context:
 
     def __init__(self, plan: Plan) -> None:
         self._scene, self._prior, self._view = plan.model_scene, plan.prior, plan.view
-        self._grid = None if plan.view is None else ViewGrid(plan.tiles, plan.view.extent)
+        self._grid: ViewGrid | None = None
+        if plan.view is not None and isinstance(plan.tiles, TileGrid):
+            self._grid = ViewGrid(plan.tiles, plan.view.extent)
         self._views: OrderedDict[Window, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -20,6 +20,7 @@ from geoseg.segmenters.interface import Segmenter, State, View
 if TYPE_CHECKING:
     from geoseg.bundle import Bundle
     from geoseg.engine.prior import Prior
+    from geoseg.segmenters.macro_windows import MacroGrid
 
 Blend = Literal["crop", "hann"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -103,7 +104,7 @@ class Plan:
         state: what the segmenter learned about the scene.
         classes: in the order of the scores' channels.
         probabilistic: whether the scores have a confidence.
-        tiles: lattice of tiles on the model's grid.
+        tiles: lattice of tiles, or of macro-windows, on the model's grid.
         chunks: partition of the outputs' grid.
         blend: ``crop`` takes each tile's core, ``hann`` weights tiles where they overlap.
         batch: tiles per forward pass; 0 chooses by device.
@@ -121,7 +122,7 @@ class Plan:
     state: State
     classes: Classes
     probabilistic: bool
-    tiles: TileGrid
+    tiles: TileGrid | MacroGrid
     chunks: ChunkGrid
     blend: Blend
     batch: int
@@ -152,7 +153,7 @@ class Plan:
             "model_grid": [list(self.model_scene.geobox.affine)[:6], list(self.model_scene.shape)],
             "method": method,
             "classes": self.classes.as_dicts(),
-            "tile": [self.tiles.tile, self.tiles.halo],
+            "tile": self.tiles.record,
             "chunk": [self.chunks.size, self.chunks.offset],
             "blend": self.blend,
             "precision": self.precision,

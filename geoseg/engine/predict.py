@@ -22,6 +22,7 @@ from geoseg.scene import Scene, open_scene
 if TYPE_CHECKING:
     from geoseg.engine.prior import PriorFile
     from geoseg.segmenters.interface import Segmenter, Spec, State
+    from geoseg.segmenters.macro_windows import MacroGrid
 
 DEFAULT_CHUNK = 2048
 # The first uncertainty layer of every model that has any.
@@ -196,9 +197,13 @@ def make_plan(
     aoi = read_aoi(options.aoi, own) if options.aoi else None
     model_scene, notes = at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
-    tiles = _tiles(spec, options)
-    if spec.view is not None:
-        ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
+    tiles = segmenter.lattice(model_scene.shape)
+    if tiles is None:
+        tiles = _tiles(spec, options)
+        if spec.view is not None:
+            ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
+    elif options.tile is not None or options.halo is not None:
+        raise ConfigError("this model cuts the scene in its own way: leave --tile and --halo out.")
     if not options.scheduler:  # elsewhere there may be other devices
         choose_device(options.device)
     if progress:
@@ -333,7 +338,7 @@ def _tiles(spec: Spec, options: Options) -> TileGrid:
     return TileGrid(tile, halo)
 
 
-def _chunks(options: Options, tiles: TileGrid, source: Scene, model_scene: Scene, values: int) -> ChunkGrid:
+def _chunks(options: Options, tiles: TileGrid | MacroGrid, source: Scene, model_scene: Scene, values: int) -> ChunkGrid:
     """Return the chunks of the outputs' grid: of the size asked for, in whole tile cores.
 
     A pixel that is blended takes as many ``values`` as there are classes and further layers.
@@ -352,5 +357,6 @@ def _chunks(options: Options, tiles: TileGrid, source: Scene, model_scene: Scene
     if source.geobox != model_scene.geobox:
         finer = max(1.0, max(a / b for a, b in zip(source.resolution, model_scene.resolution, strict=True)))
         return ChunkGrid(source.shape, max(64, int(asked / finer)))
-    size = max(1, round(asked / tiles.core)) * tiles.core
-    return ChunkGrid(source.shape, size, tiles.core // 2 if blended else 0)
+    core, first = (tiles.core, 0) if isinstance(tiles, TileGrid) else (tiles.step, tiles.reach)
+    size = max(1, round(asked / core)) * core
+    return ChunkGrid(source.shape, size, (first + (core // 2 if blended else 0)) % size)

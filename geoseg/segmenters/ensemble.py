@@ -15,6 +15,7 @@ from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles
 
 if TYPE_CHECKING:
     from geoseg.scene import Scene
+    from geoseg.segmenters.macro_windows import MacroGrid
 
 # A quarter turn count, and whether the columns are reversed first.
 _TURNS: dict[str, tuple[tuple[int, bool], ...]] = {
@@ -52,6 +53,10 @@ class TestTimeAugmentation(Segmenter):
     def prepare(self, scene: Scene) -> State:
         """Return what the segmenter learned of the scene."""
         return self.segmenter.prepare(scene)
+
+    def lattice(self, shape_yx: tuple[int, int]) -> MacroGrid | None:
+        """Return the segmenter's own way of cutting a scene."""
+        return self.segmenter.lattice(shape_yx)
 
     def place(self, device: torch.device) -> None:
         """Move the segmenter to ``device``."""

@@ -37,7 +37,7 @@ class GlobalLocal(Segmenter):
     """Looks at every tile as a whole and in patches.
 
     Tiles of any size are taken, that of the scene too where it is small enough; best are the windows of
-    :meth:`macro_grid`.  Scores are means over the patches of a pixel.
+    :meth:`lattice`.  Scores are means over the patches of a pixel.
 
     Args:
         network: of any mode.
@@ -117,7 +117,7 @@ class GlobalLocal(Segmenter):
         network.eval()
         return found
 
-    def macro_grid(self, shape_yx: tuple[int, int]) -> MacroGrid:
+    def lattice(self, shape_yx: tuple[int, int]) -> MacroGrid:
         """Return the macro-windows of a scene of so many pixels, which overlap by a patch."""
         return MacroGrid(shape_yx, self.settings.extent, self.settings.patch)
 

@@ -16,6 +16,7 @@ from geoseg.normalisation import Normalisation
 
 if TYPE_CHECKING:
     from geoseg.scene import Pixels, Scene
+    from geoseg.segmenters.macro_windows import MacroGrid
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,13 @@ class Segmenter(ABC):
         """
         scores = self.segment(tiles, state)
         return scores, scores.new_zeros((len(scores), 0, *scores.shape[-2:]))
+
+    def lattice(self, shape_yx: tuple[int, int]) -> MacroGrid | None:
+        """Return how a scene of so many pixels is to be cut, for a method with a way of its own; None for plain tiles.
+
+        It belongs to the scene alone, never to a chunk.
+        """
+        return None
 
     def place(self, device: torch.device) -> None:  # noqa: B027 - a method without weights has nothing to place
         """Move what the method holds to ``device``, ready for inference; called before the first tile."""

@@ -54,6 +54,21 @@ class MacroGrid:
         """Pixels from one macro-window to the next, but for the last."""
         return self.extent - self.overlap
 
+    @property
+    def side(self) -> int:
+        """Side of a whole macro-window in pixels."""
+        return self.extent
+
+    @property
+    def record(self) -> list[int]:
+        """What tells this lattice from another."""
+        return [*self.shape_yx, self.extent, self.overlap]
+
+    @property
+    def reach(self) -> int:
+        """How far beyond its core a macro-window has a say where they are blended, in pixels."""
+        return self.overlap // 2
+
     @cached_property
     def counts(self) -> tuple[int, int]:
         """Number of rows and columns of macro-windows."""

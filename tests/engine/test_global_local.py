@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from geoseg.engine.assemble import Outputs
 from geoseg.engine.chunk import segment_chunk
 from geoseg.engine.device import Runner
 from geoseg.engine.predict import Options, make_plan
+from geoseg.errors import ConfigError
 from geoseg.grid import ChunkGrid
 from geoseg.networks.glnet import build_glnet
 from geoseg.normalisation import Normalisation
@@ -55,21 +55,28 @@ def segmenter() -> GlobalLocal:
 
 
 def test_chunks_change_nothing(tmp_path: Path, corner: Path, segmenter: GlobalLocal) -> None:
-    found = []
-    for chunk in (64, 1024):
-        geoseg.predict(corner, tmp_path / f"{chunk}.tif", segmenter, chunk=chunk)
-        with rasterio.open(tmp_path / f"{chunk}.tif") as file:
-            found.append(file.read(1))
-    assert np.array_equal(*found)
-    assert len(np.unique(found[0])) > 3
-    assert (found[0][:, :10] == 255).all()
+    for blend in ("crop", "hann"):
+        found = []
+        for i, changes in enumerate(({"chunk": 64}, {"chunk": 1024}, {"chunk": 64, "workers": 2})):
+            geoseg.predict(corner, tmp_path / f"{blend}{i}.tif", segmenter, blend=blend, **changes)
+            with rasterio.open(tmp_path / f"{blend}{i}.tif") as file:
+                found.append(file.read(1))
+        assert np.array_equal(found[0], found[1])
+        assert np.array_equal(found[0], found[2])
+        assert len(np.unique(found[0])) > 3
+        assert (found[0][:, :10] == 255).all()
+    with pytest.raises(ConfigError, match="cuts the scene in its own way: leave --tile and --halo out"):
+        geoseg.predict(corner, tmp_path / "no.tif", segmenter, tile=96)
 
 
 def test_macro_windows_stand_in_for_tiles(tmp_path: Path, corner: Path, segmenter: GlobalLocal) -> None:
-    """Every chunk takes from each macro-window what it answers for, and no window is mirrored at the scene's edge."""
+    """Every chunk takes from each macro-window what it answers for, and no window is mirrored at the scene's edge.
+
+    Chunks end where cores do, so that every macro-window is computed once.
+    """
     options = Options()
     plan, _ = make_plan(corner, Outputs.check(tmp_path / "out.tif", options), segmenter, segmenter, options)
-    scene, grid = plan.model_scene, segmenter.macro_grid(plan.model_scene.shape)
+    scene, grid = plan.model_scene, segmenter.lattice(plan.model_scene.shape)
     assert len(grid) == 4
     runner = Runner(segmenter, plan.state, plan.classes, device=torch.device("cpu"), dtype=torch.float32, batch=1)
     expected = np.full(scene.shape, 255, np.uint16)
@@ -80,9 +87,14 @@ def test_macro_windows_stand_in_for_tiles(tmp_path: Path, corner: Path, segmente
             labels = segmenter.segment(Tiles.of([pixels]), State())[0].argmax(0).numpy()
         part = core.within(window)
         expected[core.within(scene.window)] = np.where(pixels.valid[part], labels[part], 255)
+    assert plan.tiles == grid
+    plan, _ = make_plan(
+        corner, Outputs.check(tmp_path / "out.tif", options), segmenter, segmenter, replace(options, chunk=grid.step)
+    )
+    assert len(plan.chunks) == 4
+    assert sum(segment_chunk(plan, runner, number)[1].tiles for number in range(4)) == 4
     for size in (80, 1024):
-        given: Any = grid
-        cut = replace(plan, tiles=given, chunks=ChunkGrid(scene.shape, size))
+        cut = replace(plan, chunks=ChunkGrid(scene.shape, size))
         found = np.zeros_like(expected)
         for number in range(len(cut.chunks)):
             found[cut.chunks.window(number).within(scene.window)] = segment_chunk(cut, runner, number)[0].layers[0]

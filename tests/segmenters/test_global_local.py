@@ -98,7 +98,7 @@ def test_batches_and_placing_do_not_matter(mode, networks, raster):
 
 def test_macro_windows_overlap_by_a_patch(networks):
     made = segmenter(networks["local"])
-    assert made.macro_grid((1000, 300)) == MacroGrid((1000, 300), 128, 64)
+    assert made.lattice((1000, 300)) == MacroGrid((1000, 300), 128, 64)
     assert (made.spec.tile, made.spec.halo) == (128, 32)
     assert made.spec.fixed_tile
     assert made.spec.view is None
