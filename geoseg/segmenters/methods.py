@@ -70,6 +70,14 @@ _METHODS = (
         "Kim, Kanezaki, Tanaka 2020, arXiv 2007.09990",
     ),
     Method(
+        "global-local",
+        "GLNet: an overview and patches that exchange what they see",
+        "a macro-window of up to ten patches a side",
+        "labels",
+        "geoseg predict SCENE OUT -m MODEL",
+        "Chen, Jiang, Wang, Cui, Qian 2019, arXiv 1905.06368",
+    ),
+    Method(
         "cascadepsp",
         "labels from anywhere, brought to the edges of the image",
         "the labels",

@@ -53,7 +53,7 @@ def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         options=_SMALL,
         bands=["red", "green", "blue"],
         classes=CLASSES,
-        tile=80,
+        tile=128,
         normalisation=NormalisationRecord(offset=[110, 110, 100], scale=[50, 50, 50], low=None, high=None),
     )
     path = tmp_path_factory.mktemp("refiner") / "refiner.safetensors"
@@ -89,15 +89,15 @@ def test_labels_are_refined_the_same_whatever_the_chunks_and_workers(
     tmp_path: Path, village: Path, labels: Path, refiner: Path
 ) -> None:
     made = {}
-    for name, changes in (
-        ("whole", {}),
-        ("small", {"chunk": 80, "batch": 2}),
-        ("workers", {"workers": 2, "chunk": 80}),
-    ):
-        geoseg.refine(
-            village, labels, tmp_path / f"{name}.tif", refiner, confidence=str(tmp_path / f"{name}_c.tif"), **changes
-        )
-        made[name] = (tmp_path / f"{name}.tif").read_bytes(), (tmp_path / f"{name}_c.tif").read_bytes()
+    cases: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "small": {"chunk": 256, "batch": 2},
+        "workers": {"workers": 2, "chunk": 256},
+    }
+    for name, changes in cases.items():
+        out, sure = tmp_path / f"{name}.tif", tmp_path / f"{name}_c.tif"
+        geoseg.refine(village, labels, out, refiner, confidence=str(sure), **changes)
+        made[name] = out.read_bytes(), sure.read_bytes()
     assert made["small"] == made["whole"] == made["workers"]
     found, rough = _read(tmp_path / "whole.tif"), _read(labels)
     assert (found[:, :30] == 255).all()
@@ -108,11 +108,9 @@ def test_labels_are_refined_the_same_whatever_the_chunks_and_workers(
 def test_a_model_and_its_refiner_in_one_run(tmp_path: Path, village: Path, model: Path, refiner: Path) -> None:
     """The same as the model's labels refined afterwards, where tiles see the same."""
     geoseg.predict(village, tmp_path / "rough.tif", model)
-    geoseg.refine(village, tmp_path / "rough.tif", tmp_path / "after.tif", refiner, tile=240, halo=40)
-    geoseg.predict(village, tmp_path / "at_once.tif", model, refine=str(refiner), tile=240, halo=40)
-    geoseg.predict(
-        village, tmp_path / "workers.tif", model, refine=str(refiner), tile=240, halo=40, workers=2, chunk=160
-    )
+    geoseg.refine(village, tmp_path / "rough.tif", tmp_path / "after.tif", refiner)
+    geoseg.predict(village, tmp_path / "at_once.tif", model, refine=str(refiner))
+    geoseg.predict(village, tmp_path / "workers.tif", model, refine=str(refiner), workers=2, chunk=256)
     assert (tmp_path / "at_once.tif").read_bytes() == (tmp_path / "workers.tif").read_bytes()
     at_once, after = _read(tmp_path / "at_once.tif"), _read(tmp_path / "after.tif")
     assert (at_once != _read(tmp_path / "rough.tif")).any()
@@ -121,11 +119,11 @@ def test_a_model_and_its_refiner_in_one_run(tmp_path: Path, village: Path, model
 
 
 def test_classes_of_the_labels_come_through(tmp_path: Path, village: Path, labels: Path, refiner: Path) -> None:
-    geoseg.vectorize(labels, tmp_path / "rough.gpkg", keep_background=False)
-    geoseg.refine(village, tmp_path / "rough.gpkg", tmp_path / "fine.geojson", refiner)
+    geoseg.vectorize(labels, tmp_path / "rough.geojson", keep_background=False)
+    geoseg.refine(village, tmp_path / "rough.geojson", tmp_path / "fine.geojson", refiner)
     import geopandas
 
-    before, after = geopandas.read_file(tmp_path / "rough.gpkg"), geopandas.read_file(tmp_path / "fine.geojson")
+    before, after = geopandas.read_file(tmp_path / "rough.geojson"), geopandas.read_file(tmp_path / "fine.geojson")
     assert set(after["class_name"]) <= set(before["class_name"])
 
 
