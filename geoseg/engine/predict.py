@@ -197,12 +197,10 @@ def make_plan(
     aoi = read_aoi(options.aoi, own) if options.aoi else None
     model_scene, notes = at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
-    tiles = segmenter.lattice(model_scene.shape)
-    if tiles is None:
-        tiles = _tiles(spec, options)
-        if spec.view is not None:
-            ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
-    elif options.tile is not None or options.halo is not None:
+    tiles = segmenter.lattice(model_scene.shape) or _tiles(spec, options)
+    if spec.view is not None and isinstance(tiles, TileGrid):
+        ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
+    if not isinstance(tiles, TileGrid) and not (options.tile is None and options.halo is None):
         raise ConfigError("this model cuts the scene in its own way: leave --tile and --halo out.")
     if not options.scheduler:  # elsewhere there may be other devices
         choose_device(options.device)
