@@ -162,6 +162,7 @@ OTHER: dict[str, Any] = {
     **{"augment.scale": [0.9, 1.1], "mixing.pairing": "foreground", "training.optimiser": "sgd"},
     **{"training.schedule": "poly", "training.device": "cpu", "training.precision": "bfloat16"},
     **{"training.keep": "last", "training.logs": "logs", "card": {"limits": "small"}, "weights": "float16"},
+    **{"data.scaling": "scene", "damage.iou": [0.6, 0.9]},
     **{"data.scenes": [{"image": "c.tif", "labels": "d.tif"}]},
     **{"data.validation_scenes": [{"image": "c.tif", "labels": "d.tif"}]},
 }
