@@ -13,7 +13,7 @@ from geoseg_cli.report import say_report
 
 @click.command("refine")
 @click.argument("scene")
-@click.argument("labels")
+@click.argument("rough", metavar="LABELS")
 @click.argument("out", type=click.Path())
 @click.option("-m", "--model", required=True, metavar="REFINER", help="Path, URL or name of the bundle of a refiner.")
 @click.option("--attribute", metavar="NAME", help="Attribute of polygons that tells their class.")
@@ -21,7 +21,7 @@ from geoseg_cli.report import say_report
 @run_options
 def command(
     scene: str,
-    labels: str,
+    rough: str,
     out: str,
     model: str,
     attribute: str | None,
@@ -44,6 +44,6 @@ def command(
     keep_freed_memory()
     with shown(quiet) as progress:
         report = geoseg.refine(
-            scene, labels, out, model, attribute=attribute, one_class=one_class, progress=progress, **options
+            scene, rough, out, model, attribute=attribute, one_class=one_class, progress=progress, **options
         )
     say_report(report)

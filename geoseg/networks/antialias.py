@@ -27,6 +27,8 @@ def antialiased(pixels: torch.Tensor, size_yx: tuple[int, int]) -> torch.Tensor:
         size_yx: h and w.
     """
     if pixels.dtype != torch.uint8:
+        # PyTorch 2.14 takes a single column for channels, and its answer is wrong: two equal ones say the same.
+        pixels = pixels.repeat(1, *(2 if side == 1 else 1 for side in pixels.shape[1:]))
         return F.interpolate(pixels[None].float(), size_yx, mode="bilinear", antialias=True)[0]
     for axis in (2, 1):
         if pixels.shape[axis] != size_yx[axis - 1]:

@@ -100,7 +100,7 @@ def test_runs_are_told_apart_and_found_again(tmp_path: Path, village: Path, mode
 
 
 def test_turned_tiles_are_refused(tmp_path: Path, village: Path, models: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match="leave --tta out, or use a model that pools by tile"):
+    with pytest.raises(ConfigError, match="leave --tta out, or use a model that sees its tile alone"):
         geoseg.predict(village, tmp_path / "out.tif", str(models["scene"]), tta=True)
     assert not (tmp_path / "out.tif").exists()
 
