@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 # Pillow's weights of bytes are integers with so many binary places.
@@ -26,10 +25,9 @@ def antialiased(pixels: torch.Tensor, size_yx: tuple[int, int]) -> torch.Tensor:
         pixels: (C, H, W), uint8 or floating point.
         size_yx: h and w.
     """
+    # Not PyTorch's own: that of 2.14 is wrong where there is a single column.
     if pixels.dtype != torch.uint8:
-        # PyTorch 2.14 takes a single column for channels, and its answer is wrong: two equal ones say the same.
-        pixels = pixels.repeat(1, *(2 if side == 1 else 1 for side in pixels.shape[1:]))
-        return F.interpolate(pixels[None].float(), size_yx, mode="bilinear", antialias=True)[0]
+        pixels = pixels.float()
     for axis in (2, 1):
         if pixels.shape[axis] != size_yx[axis - 1]:
             pixels = _resampled(pixels, axis, size_yx[axis - 1])
@@ -37,10 +35,16 @@ def antialiased(pixels: torch.Tensor, size_yx: tuple[int, int]) -> torch.Tensor:
 
 
 def _resampled(pixels: torch.Tensor, axis: int, size: int) -> torch.Tensor:
-    """Return bytes (C, H, W) with ``size`` pixels along an axis."""
-    places, weights = (torch.from_numpy(each).to(pixels.device) for each in _taps(int(pixels.shape[axis]), size))
+    """Return bytes or float32 (C, H, W) with ``size`` pixels along an axis."""
+    places, shares = (torch.from_numpy(each).to(pixels.device) for each in _taps(int(pixels.shape[axis]), size))
     shape = [1, 1, 1]
     shape[axis] = -1
+    if pixels.dtype != torch.uint8:
+        return sum(  # type: ignore[return-value]
+            pixels.index_select(axis, place) * share.float().view(shape)
+            for place, share in zip(places.unbind(1), shares.unbind(1), strict=True)
+        )
+    weights = (shares * 2**_PLACES + 0.5).floor().to(torch.int32)
     total = torch.zeros((), dtype=torch.int32, device=pixels.device)
     # One tap of all pixels at a time: the sums are as small as the result.
     for place, weight in zip(places.unbind(1), weights.unbind(1), strict=True):
@@ -48,8 +52,8 @@ def _resampled(pixels: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     return total.add_(1 << (_PLACES - 1)).bitwise_right_shift_(_PLACES).clamp_(0, 255).to(torch.uint8)
 
 
-def _taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Return which of ``length`` pixels make each of ``size``, and their weights in units of 2^-22: (size, taps)."""
+def _taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return which of ``length`` pixels make each of ``size``, and their weights, whose sum is 1: (size, taps)."""
     scale = length / size
     reach = max(scale, 1.0)
     centres = (np.arange(size) + 0.5) * scale
@@ -59,4 +63,4 @@ def _taps(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]
     weights = np.maximum(0.0, 1 - np.abs((places - centres[:, None] + 0.5) / reach))
     weights[places >= stop[:, None]] = 0
     weights /= weights.sum(1, keepdims=True)
-    return np.minimum(places, length - 1), np.floor(weights * 2**_PLACES + 0.5).astype(np.int32)
+    return np.minimum(places, length - 1), weights
