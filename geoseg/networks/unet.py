@@ -36,10 +36,10 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = PooledBatchNorm2d(width)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = PooledBatchNorm2d(width)
         self.act2 = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -58,13 +58,13 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = PooledBatchNorm2d(width)
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.bn2 = PooledBatchNorm2d(width)
         self.act2 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(width, self.expansion * width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(self.expansion * width)
+        self.bn3 = PooledBatchNorm2d(self.expansion * width)
         self.act3 = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -103,7 +103,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, _STEM, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(_STEM)
+        self.bn1 = PooledBatchNorm2d(_STEM)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         channels = _STEM
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
                 wide = block.expansion * width
                 downsample = None
                 if stride > 1 or channels != wide:
-                    downsample = nn.Sequential(nn.Conv2d(channels, wide, 1, stride, bias=False), nn.BatchNorm2d(wide))
+                    downsample = nn.Sequential(nn.Conv2d(channels, wide, 1, stride, bias=False), PooledBatchNorm2d(wide))
                 blocks.append(block(channels, width, stride, downsample))
                 channels = wide
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
