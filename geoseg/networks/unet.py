@@ -114,7 +114,9 @@ class ResNet(nn.Module):
                 wide = block.expansion * width
                 downsample = None
                 if stride > 1 or channels != wide:
-                    downsample = nn.Sequential(nn.Conv2d(channels, wide, 1, stride, bias=False), PooledBatchNorm2d(wide))
+                    downsample = nn.Sequential(
+                        nn.Conv2d(channels, wide, 1, stride, bias=False), PooledBatchNorm2d(wide)
+                    )
                 blocks.append(block(channels, width, stride, downsample))
                 channels = wide
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
