@@ -231,12 +231,15 @@ def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.i
 def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:
     """Return which of ``size`` coarse pixels from ``start`` on have their centre on an axis of ``length`` pixels.
 
-    As first, stop, and for each of the coarse pixels the one of those that stands for it, counted from the first.
+    Where none has, although they reach it, it is the nearest.  As first, stop, and for each of the coarse pixels the one
+    of those that stands for it, counted from the first.
     """
     centre = start + (np.arange(size) + 0.5) * step
     inside = np.flatnonzero((centre >= 0) & (centre < length))
     if len(inside) == 0:
-        return 0, 0, inside
+        if start >= length or start + size * step <= 0:
+            return 0, 0, inside
+        inside = np.array([0 if centre[0] >= length else size - 1])
     first, stop = int(inside[0]), int(inside[-1]) + 1
     folded = centre % (2 * length)
     folded = np.minimum(folded, 2 * length - folded)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from geoseg.bundle import read_bundle
-from geoseg.engine.assemble import Outputs
+from geoseg.engine.assemble import Outputs, is_same_file
 from geoseg.engine.plan import Recipe
 from geoseg.engine.predict import Options, Report, execute, make_plan
 from geoseg.engine.prior import PriorFile
 from geoseg.engine.run import Progress
-from geoseg.errors import ConfigError
+from geoseg.errors import ConfigError, OutputError
 from geoseg.segmenters.loading import resolve_bundle
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def refine(
     if options.refine is not None:
         raise ConfigError("labels are refined once: name one refiner, with -m.")
     outputs = Outputs.check(out, options)
+    for name in outputs.files:
+        if is_same_file(name, labels):
+            raise OutputError(f"{name} is what is to be refined: give the output another name.")
     path = os.path.abspath(resolve_bundle(model))
     recipe = Recipe((), options.tta, (path, read_bundle(path).digest))
     source = PriorFile(os.fspath(labels), attribute, one_class)

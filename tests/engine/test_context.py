@@ -111,6 +111,24 @@ def test_coarse_pixels_are_means_and_mirrored_beyond_the_scene(raster: Any) -> N
         scene.read_coarse(Window(400, 0, 40, 40), 10)
 
 
+def test_a_view_that_only_just_reaches_the_scene_shows_its_edge(raster: Any) -> None:
+    """As a blended tile beyond the edge has it: no coarse pixel has its centre on the scene."""
+    array = np.arange(40 * 60, dtype=np.float32).reshape(1, 40, 60)
+    scene = geoseg.open(raster(array))
+    before = scene.read_coarse(Window(-38, 0, 40, 40), 2)
+    assert before.valid.all()
+    assert np.allclose(before.data[0, :, 0], array[0, :2, :20].mean())
+    behind = scene.read_coarse(Window(38, 0, 40, 40), 2)
+    assert np.allclose(behind.data[0, :, 0], array[0, 38:, :20].mean())
+
+
+def test_views_of_blended_tiles(tmp_path: Path, village: Path) -> None:
+    found = [
+        _labels(tmp_path / str(chunk), village, Surroundings(96, 2), blend="hann", chunk=chunk) for chunk in (64, 1024)
+    ]
+    assert (found[0] == found[1]).all()
+
+
 def test_coarse_pixels_leave_nodata_out(raster: Any) -> None:
     array = np.full((1, 16, 16), 7, np.uint8)
     array[:, :, :6] = 0

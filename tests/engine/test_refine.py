@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from torch import nn
 
 import geoseg
 from geoseg import networks
-from geoseg.bundle import NormalisationRecord, write_bundle
+from geoseg.bundle import NormalisationRecord, read_bundle, write_bundle
 from geoseg.classes import Classes
-from geoseg.errors import BundleError, ConfigError
+from geoseg.engine.context import one_hot
+from geoseg.errors import BundleError, ConfigError, OutputError
+from geoseg.grid import Window
 from geoseg.segmenters.describing import describe
+from geoseg.segmenters.interface import Tiles
 from geoseg.segmenters.network import new_bundle, tensors_of
+from geoseg.segmenters.refinement_settings import MergeSettings
+from geoseg.segmenters.refining import Refining
 from tests.conftest import write_raster
 
 CLASSES = Classes.parse("background,roof:#d55e00")
@@ -125,6 +131,31 @@ def test_classes_of_the_labels_come_through(tmp_path: Path, village: Path, label
 
     before, after = geopandas.read_file(tmp_path / "rough.geojson"), geopandas.read_file(tmp_path / "fine.geojson")
     assert set(after["class_name"]) <= set(before["class_name"])
+
+
+def test_objects_are_refined_one_by_one(village: Path, labels: Path, refiner: Path) -> None:
+    """Pixels far from every object that is large enough keep their labels."""
+    scene = geoseg.open(village)
+    window = Window(0, 100, 160, 160)
+    rough = np.zeros(window.shape, np.uint8)
+    rough[40:80, 50:90] = 1
+    rough[150, 10] = 1
+    method = Refining(read_bundle(refiner), whole="object", merge=MergeSettings(min_component=30))
+    tiles = replace(Tiles.of([scene.read(window)]), prior=one_hot([rough], 2))
+    shares = method.segment(tiles, replace(method.prepare(scene), classes=CLASSES)).exp()[0]
+    assert torch.allclose(shares.sum(0), torch.ones(window.shape), atol=1e-5)
+    inside = np.zeros(window.shape, bool)
+    inside[30:90, 40:100] = True
+    assert (shares.argmax(0).numpy() == rough)[~inside].all()
+    assert ((shares[1] > 0.001) & (shares[1] < 0.999)).numpy()[inside].any()
+
+
+def test_what_is_refined_is_not_overwritten(tmp_path: Path, village: Path, labels: Path, refiner: Path) -> None:
+    own = tmp_path / "own.tif"
+    own.write_bytes(labels.read_bytes())
+    with pytest.raises(OutputError, match="is what is to be refined: give the output another name"):
+        geoseg.refine(village, own, own, refiner, overwrite=True)
+    assert own.read_bytes() == labels.read_bytes()
 
 
 def test_what_cannot_be_refined_is_refused(
