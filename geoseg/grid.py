@@ -231,8 +231,8 @@ def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.i
 def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:
     """Return which of ``size`` coarse pixels from ``start`` on have their centre on an axis of ``length`` pixels.
 
-    Where none has, although they reach it, it is the nearest.  As first, stop, and for each of the coarse pixels the one
-    of those that stands for it, counted from the first.
+    Where none has, although they reach it, it is the nearest.  As first, stop, and for each of the coarse pixels the
+    one of those that stands for it, counted from the first.
     """
     centre = start + (np.arange(size) + 0.5) * step
     inside = np.flatnonzero((centre >= 0) & (centre < length))
