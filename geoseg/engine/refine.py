@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def refine(
     scene: str | os.PathLike[str] | Scene,
-    labels: str | os.PathLike[str],
+    rough: str | os.PathLike[str],
     out: str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,
@@ -35,7 +35,7 @@ def refine(
 
     Args:
         scene: path, URL, or an opened scene.
-        labels: label raster or vector file, in any CRS and on any grid; pixels in no polygon are background.
+        rough: the labels, a raster or vector file, in any CRS and on any grid; pixels in no polygon are background.
         out: see :func:`geoseg.predict`.
         model: path, URL or name of the bundle of a refiner.
         attribute: attribute of polygons that tells their class.
@@ -53,10 +53,10 @@ def refine(
         raise ConfigError("labels are refined once: name one refiner, with -m.")
     outputs = Outputs.check(out, options)
     for name in outputs.files:
-        if is_same_file(name, labels):
+        if is_same_file(name, rough):
             raise OutputError(f"{name} is what is to be refined: give the output another name.")
     path = os.path.abspath(resolve_bundle(model))
     recipe = Recipe((), options.tta, (path, read_bundle(path).digest))
-    source = PriorFile(os.fspath(labels), attribute, one_class)
+    source = PriorFile(os.fspath(rough), attribute, one_class)
     plan, notes = make_plan(scene, outputs, recipe, recipe.build(), options, progress, source)
     return execute(plan, outputs, options, notes, progress)

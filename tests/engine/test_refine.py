@@ -150,6 +150,18 @@ def test_objects_are_refined_one_by_one(village: Path, labels: Path, refiner: Pa
     assert ((shares[1] > 0.001) & (shares[1] < 0.999)).numpy()[inside].any()
 
 
+def test_the_command_writes_labels_beside_polygons(tmp_path: Path, village: Path, labels: Path, refiner: Path) -> None:
+    from geoseg_cli.main import main
+
+    out, fine = tmp_path / "fine.gpkg", tmp_path / "fine.tif"
+    with pytest.raises(SystemExit) as stop:
+        main(["refine", *map(str, (village, labels, out, "-m", refiner, "--labels", fine)), "-q"])
+    assert stop.value.code == 0
+    assert out.exists()
+    geoseg.refine(village, labels, tmp_path / "again.tif", refiner)
+    assert (_read(fine) == _read(tmp_path / "again.tif")).all()
+
+
 def test_what_is_refined_is_not_overwritten(tmp_path: Path, village: Path, labels: Path, refiner: Path) -> None:
     own = tmp_path / "own.tif"
     own.write_bytes(labels.read_bytes())
