@@ -303,6 +303,8 @@ class _Run:
             classes=config.data.table(),
             resolution=config.data.resolution or min(scene.resolution),
             normalisation=None if self.scaling is None else NormalisationRecord(**self.scaling.as_dict()),
+            # Crops of the size it learned from, with as much again round them.
+            tile=2 * config.training.patch if self.refines else None,
             licence=config.licence,
             training=record,
             card=config.card,
