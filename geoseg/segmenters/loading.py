@@ -39,7 +39,7 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
     Raises:
         BundleError: the bundle is damaged, or this version cannot use it.
     """
-    if bundle.description.method == "feature-clustering":
+    if bundle.description.method in ("feature-clustering", "superpixel-backprop"):
         from geoseg.segmenters.clustering import FeatureClustering
 
         return FeatureClustering.from_bundle(bundle)

@@ -14,17 +14,12 @@ from rasterio.transform import from_origin
 from geoseg.bundle import read_bundle, write_bundle
 from geoseg.errors import BundleError, ConfigError, OutputError, SceneError
 from geoseg.grid import TileGrid
+from geoseg.losses.clustering import continuity_loss, scribble_loss, similarity_loss
 from geoseg.scene import open_scene
 from geoseg.segmenters.clustering import FeatureClustering, fit, save, to_description
-from geoseg.segmenters.clustering_fit import (
-    ClusteringSettings,
-    continuity_loss,
-    draw_sample,
-    merge,
-    scribble_loss,
-    similarity_loss,
-)
+from geoseg.segmenters.clustering_fit import ClusteringSettings, merge
 from geoseg.segmenters.interface import State, Tiles
+from geoseg.segmenters.scene_sample import draw_sample
 
 QUICK = ClusteringSettings(channels=12, iterations=12, fit_tiles=4, fit_tile_size=64, batch=2)
 
