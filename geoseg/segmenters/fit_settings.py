@@ -62,7 +62,7 @@ class FitSettings:
             if not number or not math.isfinite(value) or value < 0:
                 raise ConfigError(f"{name} is {value!r}: clustering needs a number of at least 0.")
 
-    def _check_choice(self, name: str, *known: str) -> None:
+    def _check_choice(self, name: str, *known: object) -> None:
         value = getattr(self, name)
         if value not in known:
             listed = " or ".join(repr(each) for each in known)

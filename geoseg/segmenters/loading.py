@@ -43,6 +43,10 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.clustering import FeatureClustering
 
         return FeatureClustering.from_bundle(bundle)
+    if bundle.description.method == "active-contour":
+        from geoseg.segmenters.active_contour import ActiveContour
+
+        return ActiveContour.from_bundle(bundle)
     if bundle.description.method == "onnx":
         from geoseg.segmenters.onnx import OnnxNetwork
 
