@@ -18,6 +18,7 @@ from geoseg.errors import ConfigError, GeosegError
 _COMMANDS = {
     "predict": "Segment a scene with a model and write class polygons.",
     "cluster": "Segment a scene without a model or labels.",
+    "name": "Name the segments that cluster found.",
     "refine": "Bring labels to the edges of the image below them.",
     "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",

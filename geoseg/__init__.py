@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from geoseg import networks as networks
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.evaluate import evaluate as evaluate
+    from geoseg.engine.naming import name as name
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.refine import refine as refine
     from geoseg.engine.vectorize import vectorize as vectorize
@@ -34,6 +35,7 @@ _LAZY = {
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
     "load": ("geoseg.segmenters.loading", "load"),
+    "name": ("geoseg.engine.naming", "name"),
     "open": ("geoseg.scene", "open_scene"),
     "predict": ("geoseg.engine.predict", "predict"),
     "refine": ("geoseg.engine.refine", "refine"),
@@ -48,6 +50,7 @@ __all__ = [
     "evaluate",
     "load",
     "losses",
+    "name",
     "networks",
     "open",
     "predict",

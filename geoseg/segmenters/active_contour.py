@@ -6,14 +6,13 @@ Source: J. Chen, E. Frey, *Medical Image Segmentation via Unsupervised Convoluti
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 import torch
 
-from geoseg.bundle import Bundle, Description, write_bundle
+from geoseg.bundle import Bundle, Description
 from geoseg.classes import Classes, LabelClass
 from geoseg.errors import BundleError, ConfigError, GeosegError, LabelsError, one_line
 from geoseg.networks.active_contour import ActiveContourNet
@@ -66,6 +65,10 @@ class ActiveContourState(FittedState):
         if len(classes) != len(places):
             raise LabelsError(f"both segments are called {classes[0].name!r}, and an active contour makes two.")
         return replace(self, classes=classes)
+
+    def description(self) -> Description:
+        """Return what a bundle of this state says about itself."""
+        return describe(self, METHOD, self.settings, self.settings.halo, {})
 
 
 class ActiveContour(FittedSegmenter):
@@ -121,7 +124,7 @@ class ActiveContour(FittedSegmenter):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> ActiveContour:
-        """Return the fitted segmenter that :func:`save` wrote.
+        """Return the fitted segmenter that :meth:`~geoseg.segmenters.fitted.FittedState.save` wrote.
 
         Raises:
             BundleError: a bundle of another method, or one whose parts do not fit each other.
@@ -211,17 +214,3 @@ def _restored(state: ActiveContourState) -> ActiveContourNet:
     network = _network_of(state.settings, len(state.fill))
     load_arrays(network, state.weights)
     return network
-
-
-def to_description(state: ActiveContourState, *, licence: str = "not stated") -> Description:
-    """Return what a bundle of ``state`` says about itself."""
-    return describe(state, METHOD, state.settings, state.settings.halo, {}, licence)
-
-
-def save(state: ActiveContourState, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write ``state`` as a bundle, which gives other scenes the same segments (:meth:`ActiveContour.from_bundle`).
-
-    Raises:
-        OutputError: ``path`` exists and ``overwrite`` is False, or cannot be written.
-    """
-    write_bundle(path, to_description(state), state.weights, overwrite=overwrite)

@@ -8,7 +8,6 @@ needed; segments are numbered by decreasing size and mean nothing by themselves,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geoseg.bundle import Bundle, Description, write_bundle
+from geoseg.bundle import Bundle, Description
 from geoseg.classes import MAX_CLASSES, Classes, LabelClass, default_color
 from geoseg.errors import BundleError, ConfigError, GeosegError, one_line
 from geoseg.networks.feature_clustering import FeatureClusteringNet
@@ -81,6 +80,11 @@ class ClusteringState(FittedState):
         classes, places = self.classes.renamed(items)
         lookup = np.where(self.lookup < 0, -1, np.asarray(places, np.int16)[self.lookup]).astype(np.int16)
         return replace(self, classes=classes, lookup=lookup)
+
+    def description(self) -> Description:
+        """Return what a bundle of this state says about itself."""
+        settings, method = self.settings, METHODS[self.settings.smoothing]
+        return describe(self, method, settings, settings.convolutions, {"lookup": self.lookup.tolist()})
 
 
 class FeatureClustering(FittedSegmenter):
@@ -153,7 +157,7 @@ class FeatureClustering(FittedSegmenter):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> FeatureClustering:
-        """Return the fitted segmenter that :func:`save` wrote.
+        """Return the fitted segmenter that :meth:`~geoseg.segmenters.fitted.FittedState.save` wrote.
 
         Raises:
             BundleError: a bundle of another method, or one whose parts do not fit each other.
@@ -296,21 +300,6 @@ def _settled(
         freeze(network, sample)
         found = census(network, sample)
     return found
-
-
-def to_description(state: ClusteringState, *, licence: str = "not stated") -> Description:
-    """Return what a bundle of ``state`` says about itself."""
-    settings, method = state.settings, METHODS[state.settings.smoothing]
-    return describe(state, method, settings, settings.convolutions, {"lookup": state.lookup.tolist()}, licence)
-
-
-def save(state: ClusteringState, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write ``state`` as a bundle, which gives other scenes the same segments (:meth:`FeatureClustering.from_bundle`).
-
-    Raises:
-        OutputError: ``path`` exists and ``overwrite`` is False, or cannot be written.
-    """
-    write_bundle(path, to_description(state), state.weights, overwrite=overwrite)
 
 
 def _restored(state: ClusteringState) -> FeatureClusteringNet:

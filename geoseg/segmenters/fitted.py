@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import geoseg
-from geoseg.bundle import Bundle, ClassRecord, Description, NormalisationRecord
+from geoseg.bundle import Bundle, ClassRecord, Description, NormalisationRecord, write_bundle
 from geoseg.classes import LabelClass
 from geoseg.errors import BundleError, ConfigError, SceneError
 from geoseg.grid import Window
@@ -70,6 +71,18 @@ class FittedState(State):
             LabelsError: an item is of no segment, or names meet that cannot.
         """
         raise NotImplementedError
+
+    def description(self) -> Description:
+        """Return what a bundle of this state says about itself."""
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the state as a bundle, which gives other scenes the same segments (:func:`geoseg.load`).
+
+        Raises:
+            OutputError: ``path`` exists and ``overwrite`` is False, or cannot be written.
+        """
+        write_bundle(path, self.description(), self.weights, overwrite=overwrite)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the digest out, so that equal states have equal pickles."""
@@ -251,9 +264,7 @@ def tile_for(halo: int) -> int:
     return max(_TILE, 4 * halo)
 
 
-def describe(
-    state: FittedState, method: str, settings: FitSettings, halo: int, more: Mapping[str, Any], licence: str
-) -> Description:
+def describe(state: FittedState, method: str, settings: FitSettings, halo: int, more: Mapping[str, Any]) -> Description:
     """Return what a bundle of ``state`` says about itself; ``more`` settings are the method's own."""
     assert state.classes is not None
     return Description(
@@ -270,7 +281,6 @@ def describe(
         classes=[ClassRecord(**record) for record in state.classes.as_dicts()],
         tile=tile_for(halo),
         halo=halo,
-        licence=licence,
         training=dict(state.figures),
     )
 

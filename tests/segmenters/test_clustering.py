@@ -16,7 +16,7 @@ from geoseg.errors import BundleError, ConfigError, OutputError, SceneError
 from geoseg.grid import TileGrid
 from geoseg.losses.clustering import continuity_loss, scribble_loss, similarity_loss
 from geoseg.scene import open_scene
-from geoseg.segmenters.clustering import FeatureClustering, fit, save, to_description
+from geoseg.segmenters.clustering import FeatureClustering, fit
 from geoseg.segmenters.clustering_fit import ClusteringSettings, merge
 from geoseg.segmenters.interface import State, Tiles
 from geoseg.segmenters.scene_sample import draw_sample
@@ -246,10 +246,10 @@ def test_fit_on_an_overview(scene_of):
 def test_a_saved_model_gives_the_same_scores(fitted, tmp_path):
     segmenter, state, scene = fitted
     path = tmp_path / "model.safetensors"
-    save(state, path)
+    state.save(path)
     with pytest.raises(OutputError, match="exists already"):
-        save(state, path)
-    save(state, path, overwrite=True)
+        state.save(path)
+    state.save(path, overwrite=True)
     again = FeatureClustering.from_bundle(read_bundle(path))
     assert again.spec.classes == state.classes
     assert again.spec.bands == scene.band_names
@@ -274,7 +274,7 @@ def test_a_saved_model_gives_the_same_scores(fitted, tmp_path):
 )
 def test_refuses_a_bundle_whose_parts_do_not_fit(fitted, tmp_path, change, drop):
     _, state, _ = fitted
-    about = to_description(state)
+    about = state.description()
     about.settings.update(change)
     path = tmp_path / "model.safetensors"
     write_bundle(path, about, {name: value for name, value in state.weights.items() if name != drop})
