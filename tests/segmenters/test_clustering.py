@@ -16,7 +16,7 @@ from geoseg.errors import BundleError, ConfigError, OutputError, SceneError
 from geoseg.grid import TileGrid
 from geoseg.losses.clustering import continuity_loss, scribble_loss, similarity_loss
 from geoseg.scene import open_scene
-from geoseg.segmenters.clustering import FeatureClustering, fit
+from geoseg.segmenters.clustering import METHODS, FeatureClustering, fit
 from geoseg.segmenters.clustering_fit import ClusteringSettings, merge
 from geoseg.segmenters.interface import State, Tiles
 from geoseg.segmenters.scene_sample import draw_sample
@@ -92,10 +92,11 @@ def adjusted_rand(first, second):
     return (pairs(table) - chance) / ((rows + cols) / 2 - chance)
 
 
-@pytest.fixture
-def fitted(scene_of):
+@pytest.fixture(params=["continuity", "superpixels"])
+def fitted(scene_of, request):
     scene = scene_of(field(300, 420))
-    segmenter = FeatureClustering(replace(QUICK, target_segments=5), scene.band_names)
+    settings = replace(QUICK, target_segments=5, smoothing=request.param)
+    segmenter = FeatureClustering(settings, scene.band_names)
     return segmenter, segmenter.prepare(scene), scene
 
 
@@ -251,6 +252,7 @@ def test_a_saved_model_gives_the_same_scores(fitted, tmp_path):
         state.save(path)
     state.save(path, overwrite=True)
     again = FeatureClustering.from_bundle(read_bundle(path))
+    assert read_bundle(path).description.method == METHODS[state.settings.smoothing]
     assert again.spec.classes == state.classes
     assert again.spec.bands == scene.band_names
     loaded = again.prepare(scene)
