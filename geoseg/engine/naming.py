@@ -37,6 +37,7 @@ def name(
 
     Raises:
         LabelsError: the table cannot be read, or names a value that is no segment; the raster has no classes.
+        SceneError: the raster cannot be read.
         BundleError: the model cannot be read, or has no segments to name.
         OutputError: ``out`` exists, is the source, or cannot be written.
     """
@@ -73,14 +74,14 @@ def _name_model(
 def _name_labels(source: str, items: tuple[LabelClass, ...], out: Path) -> Classes:
     from geoseg.outputs.cog import read_classes, write_label_cog
 
-    classes = read_classes(source)
-    if classes is None:
-        raise LabelsError(
-            f"{source} does not say what its values mean: only label rasters of geoseg are named, and of others "
-            "`geoseg vectorize --value-names` makes named polygons."
-        )
-    renamed, places = classes.renamed(items)
     with gdal_environment(source), reading(source, "labels"), open_raster(source) as dataset:
+        classes = read_classes(source)
+        if classes is None:
+            raise LabelsError(
+                f"{source} does not say what its values mean: only label rasters of geoseg are named, and of others "
+                "`geoseg vectorize --value-names` makes named polygons."
+            )
+        renamed, places = classes.renamed(items)
         table = np.full(max(256, max(classes.ids) + 1, classes.nodata + 1), renamed.nodata, np.uint8)
         table[list(classes.ids)] = [renamed.ids[place] for place in places]
         folder = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent)
