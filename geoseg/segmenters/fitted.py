@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, Self
 
 import numpy as np
@@ -310,11 +311,6 @@ def described(bundle: Bundle) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    import skimage
-
-    return {
-        "geoseg": geoseg.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-image": skimage.__version__,
-    }
+    """Return the versions of what a fit depends on; superpixels are those of scikit-image."""
+    others = {name: version(name) for name in ("numpy", "scikit-image")}
+    return {"geoseg": geoseg.__version__, "torch": torch.__version__, **others}

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.benchmarks import (
+    bench_clustering,
     bench_memory,
     bench_networks,
     bench_overhead,
@@ -25,6 +26,8 @@ _ALL = {
     "training": bench_training.main,
     "decoders": bench_recipes.decoders,
     "losses": bench_recipes.losses,
+    "clustering": bench_clustering.buildings,
+    "seasons": bench_clustering.seasons,
     "vectorising": bench_vectorising.main,
     "large": bench_vectorising.large,
     "writing": bench_writing.main,
