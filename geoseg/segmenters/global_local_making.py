@@ -35,7 +35,7 @@ class GlobalLocalOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], tile: int | None = None) -> GlobalLocalOptions:
-        """Return options by name: ``mode``, by default ``local``, and fields of :class:`GlobalLocalSettings`.
+        """Return options by name: ``mode``, by default ``collaborative``, and fields of :class:`GlobalLocalSettings`.
 
         Args:
             options: of a network, plain JSON values.
@@ -49,7 +49,7 @@ class GlobalLocalOptions:
         for name in given:
             if name not in known:
                 raise ConfigError(unknown_name("option of network glnet", name, known))
-        mode = given.pop("mode", "local")
+        mode = given.pop("mode", "collaborative")
         if mode not in MODES:
             raise ConfigError(unknown_name("mode of GLNet", str(mode), MODES))
         if tile is not None and given.setdefault("extent", tile) != tile:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 # Networks whose training has a course of its own, and the :class:`Run` of each, as ``module:class``.
-_COURSES: dict[str, str] = {}
+_COURSES = {"glnet": "geoseg.training.global_local_run:GlobalLocalRun"}
 
 
 class Run(Protocol):
@@ -158,11 +158,9 @@ class _Run:
         tell: Callable[[str], None] | None,
     ) -> None:
         from geoseg import losses, networks
-        from geoseg.training.patches import Drawing, Judging
+        from geoseg.training.patches import Judging
         from geoseg.training.priors import SpoiltMasks, SpoiltSquares, refuse_unfit
-        from geoseg.training.sampling import Sampler, count
-        from geoseg.training.site import open_sites, refuse_large_patches
-        from geoseg.training.starting import first_network, measured_scaling
+        from geoseg.training.starting import first_network, measured_scaling, open_drawing, scaling_of
 
         self.config, self.target, self.folder = config, target, folder
         loop, classes = config.training, config.data.table()
@@ -171,18 +169,8 @@ class _Run:
         if self.refines:
             refuse_unfit(config)
         self.loss = None if self.refines else losses.create(config.loss, num_classes=len(classes))
-        sites, judged = open_sites(config)
-        refuse_large_patches(sites, config)
-        counts = []
-        for done, site in enumerate(sites):
-            if progress is not None:
-                progress("counting labels", done, len(sites))
-            counts.append(count(site, len(classes), loop.patch))
-        if progress is not None:
-            progress("counting labels", len(sites), len(sites))
-        self.sites: list[Site] = sites
-        sampler = Sampler(counts, classes, config.sampling, config.augment, loop.seed)
-        self.drawing = Drawing(sites, sampler, loop.patch, config.sampling.min_valid)
+        self.drawing, judged = open_drawing(config, progress)
+        self.sites = sites = self.drawing.sites
         self.judging: Judging = Judging.of(judged, loop.patch)
         self.source: Source = self.drawing
         self.squares: Squares = self.judging
@@ -191,11 +179,9 @@ class _Run:
             self.squares = SpoiltSquares(self.judging, classes, config.damage, loop.seed)
         network, self.settings, scaling = first_network(config, len(sites[0].scene.bands))
         # What the bundle will hold: None where every scene is scaled by itself.
-        self.scaling: Normalisation | None = None
-        if config.data.scaling == "model":
-            self.scaling = scaling or measured_scaling(sites)
+        self.scaling: Normalisation | None = scaling_of(config, scaling, sites)
 
-        def scalings(of: list[Site]) -> list[Normalisation]:
+        def scalings(of: Sequence[Site]) -> list[Normalisation]:
             return [self.scaling] if self.scaling is not None else [measured_scaling([site]) for site in of]
 
         self._scalings = scalings(sites), scalings(judged)

@@ -30,14 +30,14 @@ def test_most_networks_are_made_as_ever(tmp_path):
     assert isinstance(load(tmp_path / "m.safetensors"), PlainNetwork)
 
 
-@pytest.mark.parametrize("mode", [None, "global", "collaborative"])
+@pytest.mark.parametrize("mode", [None, "global", "local"])
 def test_glnet_by_options(mode, tmp_path):
     options = {**SMALL, "min_overlap": 8, **({"mode": mode} if mode else {})}
     made = new_model("glnet", bands=BANDS, classes=CLASSES, encoder=ENCODER, resolution=0.5, seed=5, options=options)
     write_bundle(tmp_path / "m.safetensors", *made)
     found = load(tmp_path / "m.safetensors")
     assert isinstance(found, GlobalLocal)
-    assert found.network.mode == (mode or "local")
+    assert found.network.mode == (mode or "collaborative")
     assert found.settings == GlobalLocalSettings(overview=64, patch=64, extent=128, min_overlap=8)
     assert found.spec.resolution == 0.5
     torch.manual_seed(5)
