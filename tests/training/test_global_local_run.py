@@ -69,8 +69,7 @@ def test_three_stages_make_a_model_that_runs(settings: Settings, tmp_path: Path)
     assert description.training["config"]["training"]["optimiser"] == "adam"
     assert description.normalisation is not None
     assert not (tmp_path / ".glnet.safetensors.training").exists()
-    found = geoseg.predict(given["data"]["scenes"][0]["image"], tmp_path / "out.tif", str(model))
-    assert found.labels is None
+    geoseg.predict(given["data"]["scenes"][0]["image"], tmp_path / "out.tif", str(model))
     with rasterio.open(tmp_path / "out.tif") as file:
         assert set(np.unique(file.read(1))) <= {0, 1}
 
