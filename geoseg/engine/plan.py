@@ -36,12 +36,14 @@ UNCERTAINTY_NODATA = -1.0
 class Recipe:
     """How a worker makes the segmenter: bundles by path and digest (several: an ensemble), and whether to augment.
 
-    ``refiner`` is the bundle that refines what they say; without any others, what it is given as a prior.
+    ``refiner`` is the bundle that refines what they say, tile by tile or object by object as ``refine_by`` says;
+    without any others, what it is given as a prior.
     """
 
     bundles: tuple[tuple[str, str], ...]
     tta: bool = False
     refiner: tuple[str, str] | None = None
+    refine_by: Literal["tile", "object"] = "tile"
 
     def build(self) -> Segmenter:
         """Load the bundles.
@@ -60,7 +62,7 @@ class Recipe:
             from geoseg.segmenters.refining import Refining
 
             first = None if not members else members[0] if len(members) == 1 else Ensemble(members)
-            segmenter: Segmenter = Refining(_opened(*self.refiner), first)
+            segmenter: Segmenter = Refining(_opened(*self.refiner), first, whole=self.refine_by)
         else:
             segmenter = members[0] if len(members) == 1 else Ensemble(members)
         segmenter = augmented(segmenter) if self.tta else segmenter
@@ -144,7 +146,7 @@ class Plan:
         if isinstance(self.method, Recipe):
             method: Any = {"bundles": [digest for _, digest in self.method.bundles], "tta": self.method.tta}
             if self.method.refiner is not None:
-                method["refiner"] = self.method.refiner[1]
+                method["refiner"] = [self.method.refiner[1], self.method.refine_by]
         else:
             method = {"object": hashlib.sha256(cloudpickle.dumps((self.method, self.state))).hexdigest()}
         record = {

@@ -46,9 +46,12 @@ class Options:
         chunk: pixels, rounded to whole tile cores; by default 2048, or 4096 where tiles are blended.
         tile: pixels, halo included.
         halo: pixels, or None for what the model asks.
-        blend: ``crop`` or ``hann``.
+        blend: ``crop`` or ``hann``; by default what fits the model: ``hann`` for macro-windows, which share a patch
+            with their neighbours for this, else ``crop``.
         tta: average over the eight flips and quarter turns of every tile.
         refine: path, URL or name of a bundle that refines the labels of the model.
+        refine_by: what a refiner takes in at a first look: the whole ``tile``, or each connected ``object`` of a class
+            with its surroundings, those of less than 1024 pixels left as they are.
         batch: tiles per forward pass; 0 chooses by device.
         min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
             keep_background: see :class:`geoseg.engine.selection.Selection`.
@@ -70,9 +73,10 @@ class Options:
     chunk: int | None = None
     tile: int | None = None
     halo: int | None = None
-    blend: Blend = "crop"
+    blend: Blend | None = None
     tta: bool = False
     refine: str | None = None
+    refine_by: Literal["tile", "object"] = "tile"
     batch: int = 0
     min_area: float = 0.0
     small: Literal["merge", "drop"] = "merge"
@@ -217,6 +221,7 @@ def make_plan(
     if classes is None:
         raise BundleError("the model names no classes, and found none in the scene: give it classes.")
     Selection.of(options).check(classes, source.geobox)
+    blend = options.blend or ("crop" if isinstance(tiles, TileGrid) else "hann")
     plan = Plan(
         source=source,
         model_scene=model_scene,
@@ -225,8 +230,8 @@ def make_plan(
         classes=classes,
         probabilistic=spec.probabilistic,
         tiles=tiles,
-        chunks=_chunks(options, tiles, source, model_scene, len(classes) + len(uncertainty)),
-        blend=options.blend,
+        chunks=_chunks(options.chunk, blend, tiles, source, model_scene, len(classes) + len(uncertainty)),
+        blend=blend,
         batch=options.batch,
         device=options.device,
         precision=options.precision,
@@ -259,15 +264,17 @@ def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmen
     """Return how workers make the segmenter, and the segmenter itself."""
     from geoseg.segmenters.interface import Segmenter
 
+    if options.refine is None and options.refine_by != "tile":
+        raise ConfigError(f"labels are to be refined by {options.refine_by}, but no refiner was named: name it too.")
     refiner = None if options.refine is None else _named(options.refine)
     if isinstance(model, Segmenter):
-        segmenter = model if options.refine is None else _refined(model, options.refine)
+        segmenter = model if options.refine is None else _refined(model, options.refine, options.refine_by)
         segmenter = augmented(segmenter) if options.tta else segmenter
         return segmenter, segmenter
     names = [model] if isinstance(model, str | os.PathLike) else list(model)  # type: ignore[call-overload]
     if not names:
         raise ConfigError("no model was given: name at least one bundle.")
-    recipe = Recipe(tuple(_named(name) for name in names), options.tta, refiner)
+    recipe = Recipe(tuple(_named(name) for name in names), options.tta, refiner, options.refine_by)
     return recipe, recipe.build()
 
 
@@ -279,10 +286,10 @@ def _named(name: str | os.PathLike[str]) -> tuple[str, str]:
     return path, read_bundle(path).digest
 
 
-def _refined(segmenter: Segmenter, name: str) -> Segmenter:
+def _refined(segmenter: Segmenter, name: str, by: Literal["tile", "object"]) -> Segmenter:
     from geoseg.segmenters.refining import Refining
 
-    return Refining(read_bundle(_named(name)[0]), segmenter)
+    return Refining(read_bundle(_named(name)[0]), segmenter, whole=by)
 
 
 def _uncertainty_layers(spec: Spec) -> tuple[str, ...]:
@@ -336,8 +343,10 @@ def _tiles(spec: Spec, options: Options) -> TileGrid:
     return TileGrid(tile, halo)
 
 
-def _chunks(options: Options, tiles: TileGrid | MacroGrid, source: Scene, model_scene: Scene, values: int) -> ChunkGrid:
-    """Return the chunks of the outputs' grid: of the size asked for, in whole tile cores.
+def _chunks(
+    asked: int | None, blend: Blend, tiles: TileGrid | MacroGrid, source: Scene, model_scene: Scene, values: int
+) -> ChunkGrid:
+    """Return the chunks of the outputs' grid: of the size ``asked`` for, in whole tile cores.
 
     A pixel that is blended takes as many ``values`` as there are classes and further layers.
 
@@ -345,8 +354,7 @@ def _chunks(options: Options, tiles: TileGrid | MacroGrid, source: Scene, model_
     neighbours' cores, so lines between chunks run through the middle of cores, where only one row of tiles meets
     them.  Where the model sees a finer grid, chunks shrink to bound memory.
     """
-    blended = options.blend == "hann"
-    asked = options.chunk
+    blended = blend == "hann"
     if asked is None:
         roomy = blended and values * _BLENDED_CHUNK**2 * 4 <= _SCORES_BYTES
         asked = _BLENDED_CHUNK if roomy else DEFAULT_CHUNK

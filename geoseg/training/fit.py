@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from geoseg.outputs.staging import check_place
 from geoseg.training.config import TrainConfig, check, read_config
@@ -28,6 +29,31 @@ if TYPE_CHECKING:
     from geoseg.training.site import Site
 
 Progress = Callable[[str, int, int], None]
+
+# Networks whose training has a course of its own, and the :class:`Run` of each, as ``module:class``.
+_COURSES = {"glnet": "geoseg.training.global_local_run:GlobalLocalRun"}
+
+
+class Run(Protocol):
+    """One training, from open scenes to the bundle; made of what :class:`_Run` is made of.
+
+    Attributes:
+        steps: done once :meth:`fit` has returned.
+        figures: of the validation.
+    """
+
+    steps: int
+    figures: dict[str, Any]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+
+    def fit(self) -> int | None:
+        """Train to the end, and return the step from which an interrupted run was taken up."""
+
+    def write(self, *, overwrite: bool) -> None:
+        """Write the bundle."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +122,9 @@ def train(
         progress = tell = None
     holding = held(folder, config, fresh=fresh, hidden=workdir is None) if first else contextlib.nullcontext()
     with holding, explained(config.training):
-        run = _Run(config, target, folder, progress, tell)
+        run = _course(config)(config, target, folder, progress, tell)
         resumed = run.fit()
-        if run.trainer.is_global_zero:
+        if run.leads:
             run.write(overwrite=overwrite or resumed is not None)
     if not first:
         raise SystemExit(0)
@@ -109,6 +135,15 @@ def train(
         before, after = (each["iou"]["mask"] or 0.0 for each in (run.figures["rough"], run.figures))
         notes.append(f"rough masks agreed with the truth to {before:.3f} (IoU), refined ones to {after:.3f}")
     return Report(str(target), run.steps, resumed, run.figures, time.monotonic() - started, notes)
+
+
+def _course(config: TrainConfig) -> Callable[..., Run]:
+    """Return what makes the run of a configuration."""
+    if config.network.name not in _COURSES:
+        return _Run
+    module, _, name = _COURSES[config.network.name].partition(":")
+    made: Callable[..., Run] = getattr(import_module(module), name)
+    return made
 
 
 class _Run:
@@ -123,11 +158,9 @@ class _Run:
         tell: Callable[[str], None] | None,
     ) -> None:
         from geoseg import losses, networks
-        from geoseg.training.patches import Drawing, Judging
+        from geoseg.training.patches import Judging
         from geoseg.training.priors import SpoiltMasks, SpoiltSquares, refuse_unfit
-        from geoseg.training.sampling import Sampler, count
-        from geoseg.training.site import open_sites, refuse_large_patches
-        from geoseg.training.starting import first_network, measured_scaling
+        from geoseg.training.starting import first_network, measured_scaling, open_drawing, scaling_of
 
         self.config, self.target, self.folder = config, target, folder
         loop, classes = config.training, config.data.table()
@@ -136,18 +169,8 @@ class _Run:
         if self.refines:
             refuse_unfit(config)
         self.loss = None if self.refines else losses.create(config.loss, num_classes=len(classes))
-        sites, judged = open_sites(config)
-        refuse_large_patches(sites, config)
-        counts = []
-        for done, site in enumerate(sites):
-            if progress is not None:
-                progress("counting labels", done, len(sites))
-            counts.append(count(site, len(classes), loop.patch))
-        if progress is not None:
-            progress("counting labels", len(sites), len(sites))
-        self.sites: list[Site] = sites
-        sampler = Sampler(counts, classes, config.sampling, config.augment, loop.seed)
-        self.drawing = Drawing(sites, sampler, loop.patch, config.sampling.min_valid)
+        self.drawing, judged = open_drawing(config, progress)
+        self.sites = sites = self.drawing.sites
         self.judging: Judging = Judging.of(judged, loop.patch)
         self.source: Source = self.drawing
         self.squares: Squares = self.judging
@@ -156,11 +179,9 @@ class _Run:
             self.squares = SpoiltSquares(self.judging, classes, config.damage, loop.seed)
         network, self.settings, scaling = first_network(config, len(sites[0].scene.bands))
         # What the bundle will hold: None where every scene is scaled by itself.
-        self.scaling: Normalisation | None = None
-        if config.data.scaling == "model":
-            self.scaling = scaling or measured_scaling(sites)
+        self.scaling: Normalisation | None = scaling_of(config, scaling, sites)
 
-        def scalings(of: list[Site]) -> list[Normalisation]:
+        def scalings(of: Sequence[Site]) -> list[Normalisation]:
             return [self.scaling] if self.scaling is not None else [measured_scaling([site]) for site in of]
 
         self._scalings = scalings(sites), scalings(judged)
@@ -251,6 +272,11 @@ class _Run:
                 enable_model_summary=False,
                 use_distributed_sampler=False,
             )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.trainer.is_global_zero)
 
     def fit(self) -> int | None:
         """Train to the end, and return the step from which an interrupted run was taken up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,11 +18,45 @@ from geoseg.normalisation import Normalisation, Statistics
 from geoseg.segmenters.checkpoint_files import read_checkpoint
 from geoseg.segmenters.network import load_tensors
 from geoseg.training.config import NetworkConfig, TrainConfig
-from geoseg.training.site import Site
+from geoseg.training.patches import Drawing
+from geoseg.training.sampling import Sampler, count
+from geoseg.training.site import Site, open_sites, refuse_large_patches
 
 _ENCODERS = ("encoder", "backbone", "feats")
 # Of an encoder's own weights, at least this share must be in a file that is said to hold them.
 _LEAST_FOUND = 0.9
+
+
+def open_drawing(config: TrainConfig, progress: Callable[[str, int, int], None] | None) -> tuple[Drawing, list[Site]]:
+    """Open the scenes, count their labels, and return where patches are drawn, and the sites to be judged on.
+
+    Raises:
+        ConfigError: patches too large for a scene.
+        SceneError: a scene that cannot be used.
+        LabelsError: labels that cannot be used, or none where there must be some.
+    """
+    sites, judged = open_sites(config)
+    refuse_large_patches(sites, config)
+    loop, classes, counts = config.training, config.data.table(), []
+    for done, site in enumerate(sites):
+        if progress is not None:
+            progress("counting labels", done, len(sites))
+        counts.append(count(site, len(classes), loop.patch))
+    if progress is not None:
+        progress("counting labels", len(sites), len(sites))
+    sampler = Sampler(counts, classes, config.sampling, config.augment, loop.seed)
+    return Drawing(sites, sampler, loop.patch, config.sampling.min_valid), judged
+
+
+def scaling_of(config: TrainConfig, known: Normalisation | None, sites: Sequence[Site]) -> Normalisation | None:
+    """Return the scaling that the bundle will hold, the known one or as measured; None if each scene has its own.
+
+    Raises:
+        SceneError: a scene without a valid pixel.
+    """
+    if config.data.scaling == "scene":
+        return None
+    return known or measured_scaling(sites)
 
 
 def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkConfig, Normalisation | None]:
@@ -36,8 +70,9 @@ def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkCo
     """
     settings, scaling, bundle = config.network, None, None
     if settings.start is not None:
-        bundle = read_bundle(config.path(settings.start))
-        settings = _settings_of(bundle, settings, config, bands)
+        bundle = start_of(config, settings.start, bands)
+        told = {key: bundle.description.settings.get(key) for key in ("name", "encoder", "options")}
+        settings = settings.model_copy(update={**told, "options": dict(told["options"] or {})})
         record = bundle.description.normalisation
         scaling = record.build() if record else None
     with torch.random.fork_rng(devices=[]):
@@ -58,12 +93,25 @@ def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkCo
     return network, settings, scaling
 
 
-def _settings_of(bundle: Bundle, asked: NetworkConfig, config: TrainConfig, bands: int) -> NetworkConfig:
+def start_of(config: TrainConfig, path: str, bands: int, method: str | None = None) -> Bundle:
+    """Return the bundle to go on from.
+
+    Args:
+        config: of the run.
+        path: as the configuration has it.
+        bands: of the scenes.
+        method: of the bundle, by default ``network``, or ``refiner`` for a network that refines.
+
+    Raises:
+        ConfigError: it is for other classes or bands.
+        BundleError: it cannot be used, or is of another method.
+    """
+    bundle, name = read_bundle(config.path(path)), config.network.name
     description = bundle.description
-    refines = networks.info(asked.name).needs_prior
-    if description.method != ("refiner" if refines else "network"):
+    refines = networks.info(name).needs_prior
+    if description.method != (method or ("refiner" if refines else "network")):
         raise BundleError(
-            f"{bundle.path} holds a {description.method} model, which is no start for network {asked.name}: set "
+            f"{bundle.path} holds a {description.method} model, which is no start for network {name}: set "
             "network.name to what it holds, or start from another."
         )
     names, wanted = [item.name for item in description.classes], [item.name for item in config.data.table()]
@@ -74,8 +122,7 @@ def _settings_of(bundle: Bundle, asked: NetworkConfig, config: TrainConfig, band
         )
     if len(description.bands) != bands:
         raise ConfigError(f"{bundle.path} is for {len(description.bands)} bands where the scenes give {bands}.")
-    told = {key: description.settings.get(key) for key in ("name", "encoder", "options")}
-    return asked.model_copy(update={**told, "options": dict(told["options"] or {})})
+    return bundle
 
 
 def encoder_of(network: nn.Module, name: str) -> nn.Module:

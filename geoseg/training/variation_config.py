@@ -75,6 +75,18 @@ class DamageConfig(Section):
         return value
 
 
+class StagesConfig(Section):
+    """The losses of GLNet's stages (:class:`geoseg.losses.global_local.GlobalLocalLoss`).
+
+    Attributes:
+        gamma: of the focal loss.
+        coupling: weight of the mean squared difference of the branches' maps in the second stage.
+    """
+
+    gamma: float = Field(default=3.0, ge=0)
+    coupling: float = Field(default=0.15, ge=0)
+
+
 class MixConfig(Section):
     """Whether batches are blended with themselves (:class:`geoseg.training.mixing.Mixing`).
 

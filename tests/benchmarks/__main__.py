@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     bench_clustering,
+    bench_global_local,
     bench_memory,
     bench_networks,
     bench_overhead,
@@ -22,6 +23,7 @@ _ALL = {
     "startup": bench_startup.main,
     "overhead": bench_overhead.main,
     "memory": bench_memory.main,
+    "glnet": bench_global_local.main,
     "networks": bench_networks.main,
     "training": bench_training.main,
     "decoders": bench_recipes.decoders,
