@@ -89,7 +89,7 @@ class Description(BaseModel):
     Attributes:
         format: version of this layout.
         method: ``network`` (a module of :mod:`geoseg.networks`), ``refiner`` (one of those that refine a mask),
-            ``global-local`` (GLNet), ``feature-clustering``, or ``onnx`` (an ONNX file, whole, as the bytes of one
+            ``global-local`` (GLNet), ``saliency`` (a pair of networks after RSTN), ``feature-clustering``, or ``onnx`` (an ONNX file, whole, as the bytes of one
             tensor).
         settings: how to build it: for a network or refiner its name, encoder and options.
         bands: names of the input channels in order.
@@ -108,7 +108,7 @@ class Description(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int = FORMAT_VERSION
-    method: Literal["network", "refiner", "global-local", "feature-clustering", "onnx"]
+    method: Literal["network", "refiner", "global-local", "saliency", "feature-clustering", "onnx"]
     settings: dict[str, Any]
     bands: list[str] = Field(min_length=1)
     resolution: float | None = Field(default=None, gt=0)
