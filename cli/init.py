@@ -10,7 +10,7 @@ import click
 
 @click.command("init")
 @click.argument("model", type=click.Path())
-@click.option("--network", required=True, metavar="NAME", help="One of `geoseg networks`, or rstn.")
+@click.option("--network", required=True, metavar="NAME", help="One of `geoseg networks`.")
 @click.option("--encoder", metavar="NAME", help="Any timm encoder [default: the network's].")
 @click.option(
     "--bands", default="red,green,blue", show_default=True, metavar="N|a,b,c", help="Number or names of bands."
@@ -50,21 +50,22 @@ def command(
     from geoseg.bundle import write_bundle
     from geoseg.classes import Classes
     from geoseg.outputs.staging import check_place
-    from geoseg.segmenters.network import new_bundle
+    from geoseg.segmenters.making import new_model
 
     check_place(model, overwrite)
     if halo != "auto" and not halo.isdigit():
         raise click.BadParameter(f"{halo!r} is neither a number of pixels nor 'auto'.", param_hint="--halo")
     reach: int | Literal["auto"] = "auto" if halo == "auto" else int(halo)
     names = [f"band {i + 1}" for i in range(int(bands))] if bands.isdigit() else [b.strip() for b in bands.split(",")]
-    given = dict(_setting(text) for text in settings)
-    told = {"bands": names, "classes": Classes.parse(classes), "halo": reach, **options}
-    if network == "rstn":
-        from geoseg.segmenters.saliency_pair import PairSettings, new_saliency
-
-        description, tensors = new_saliency(settings=PairSettings.of_options(given, encoder), **told)
-    else:
-        description, tensors = new_bundle(network, encoder=encoder, options=given, **told)
+    description, tensors = new_model(
+        network,
+        bands=names,
+        classes=Classes.parse(classes),
+        encoder=encoder,
+        halo=reach,
+        options=dict(_setting(text) for text in settings),
+        **options,
+    )
     write_bundle(model, description, tensors, overwrite=overwrite)
     click.echo(model)
 

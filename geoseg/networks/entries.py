@@ -27,6 +27,8 @@ class NetworkInfo:
             options may have fewer.
         needs_prior: whether it refines the mask of an earlier stage: it is then called with pixels and a mask, and
             answers for that mask alone.
+        needs_scene: whether it looks at more than a tile, so that it is no module to be called with pixels alone: the
+            segmenter of its bundle knows how it is used.
     """
 
     name: str
@@ -41,6 +43,7 @@ class NetworkInfo:
     auxiliary: tuple[str, ...] = ()
     exact_with: str | None = None
     needs_prior: bool = False
+    needs_scene: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,20 @@ ENTRIES = {
             tile_exact=False,
             min_size=8,
             needs_prior=True,
+        ),
+        Entry(
+            NetworkInfo(
+                "glnet",
+                "global-local",
+                "an overview and patches that exchange what they see, for large scenes in little memory",
+                encoder="resnet50",
+                stride=1,
+                tile_exact=False,
+                min_size=1,
+                source="Chen, Jiang, Wang, Cui, Qian 2019, arXiv 1905.06368",
+                needs_scene=True,
+            ),
+            "geoseg.networks.glnet:build_glnet",
         ),
         _own(
             "fcn8s",

@@ -8,8 +8,9 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from geoseg.outputs.staging import check_place
 from geoseg.training.config import TrainConfig, check, read_config
@@ -28,6 +29,31 @@ if TYPE_CHECKING:
     from geoseg.training.site import Site
 
 Progress = Callable[[str, int, int], None]
+
+# Networks whose training has a course of its own, and the :class:`Run` of each, as ``module:class``.
+_COURSES: dict[str, str] = {}
+
+
+class Run(Protocol):
+    """One training, from open scenes to the bundle; made of what :class:`_Run` is made of.
+
+    Attributes:
+        steps: done once :meth:`fit` has returned.
+        figures: of the validation.
+    """
+
+    steps: int
+    figures: dict[str, Any]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+
+    def fit(self) -> int | None:
+        """Train to the end, and return the step from which an interrupted run was taken up."""
+
+    def write(self, *, overwrite: bool) -> None:
+        """Write the bundle."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +122,9 @@ def train(
         progress = tell = None
     holding = held(folder, config, fresh=fresh, hidden=workdir is None) if first else contextlib.nullcontext()
     with holding, explained(config.training):
-        run = _Run(config, target, folder, progress, tell)
+        run = _course(config)(config, target, folder, progress, tell)
         resumed = run.fit()
-        if run.trainer.is_global_zero:
+        if run.leads:
             run.write(overwrite=overwrite or resumed is not None)
     if not first:
         raise SystemExit(0)
@@ -109,6 +135,15 @@ def train(
         before, after = (each["iou"]["mask"] or 0.0 for each in (run.figures["rough"], run.figures))
         notes.append(f"rough masks agreed with the truth to {before:.3f} (IoU), refined ones to {after:.3f}")
     return Report(str(target), run.steps, resumed, run.figures, time.monotonic() - started, notes)
+
+
+def _course(config: TrainConfig) -> Callable[..., Run]:
+    """Return what makes the run of a configuration."""
+    if config.network.name not in _COURSES:
+        return _Run
+    module, _, name = _COURSES[config.network.name].partition(":")
+    made: Callable[..., Run] = getattr(import_module(module), name)
+    return made
 
 
 class _Run:
@@ -251,6 +286,11 @@ class _Run:
                 enable_model_summary=False,
                 use_distributed_sampler=False,
             )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.trainer.is_global_zero)
 
     def fit(self) -> int | None:
         """Train to the end, and return the step from which an interrupted run was taken up."""

@@ -198,8 +198,8 @@ def test_methods_are_listed_with_commands_that_exist(run: Run) -> None:
 
 def test_networks_lists_all(run: Run) -> None:
     lines = run("networks").out
-    assert [line.split()[0] for line in lines] == ["name", *geoseg.networks.names()]
-    assert {"plainconv", "unet"} <= set(geoseg.networks.names())
+    assert [line.split()[0] for line in lines] == ["name", *geoseg.networks.every_name()]
+    assert {"plainconv", "unet"} <= set(geoseg.networks.every_name())
 
 
 # The chain: init, info, predict, vectorize
