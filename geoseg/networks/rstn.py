@@ -250,26 +250,19 @@ def build_pair(
     return SaliencyPair(*networks, targets=targets, bands=in_channels, factor=factor)
 
 
-def build_rstn(
-    *, in_channels: int, num_classes: int, encoder: str | None = None, pretrained: bool = False, **options: Any
-) -> SaliencyPair:
+def build_rstn(*, in_channels: int, num_classes: int, **options: Any) -> SaliencyPair:
     """Return a pair for :func:`geoseg.networks.create`: of the classes one is the background, the others are targets.
 
     Args:
         in_channels: number of bands.
         num_classes: of targets, and one more.
-        encoder: of both networks; by default their own.
-        pretrained: start it from ImageNet weights.
-        options: see :func:`build_pair`.
+        options: see :func:`build_pair`; encoders are among the options of the two networks.
 
     Raises:
         ConfigError: no target, an unknown network or option, or a value that is refused.
     """
     if num_classes < 2:
         raise ConfigError(f"a saliency pair was asked for {num_classes} class: give the background and a target.")
-    own = {"encoder": encoder, "pretrained": pretrained}
-    for which in ("coarse_options", "fine_options"):
-        options[which] = {**own, **dict(options.get(which) or {})}
     return build_pair(in_channels=in_channels, targets=num_classes - 1, **options)
 
 

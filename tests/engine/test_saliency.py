@@ -28,6 +28,7 @@ from geoseg.segmenters.recurrence import Answer, Round, reach
 from geoseg.segmenters.saliency import SaliencyNetwork
 from geoseg.segmenters.saliency_pair import PairSettings, build, describe_saliency
 from geoseg.segmenters.saliency_settings import SaliencySettings
+from geoseg_cli.main import main
 from tests.conftest import write_raster
 
 CLASSES = Classes.parse("background,ship:#d55e00")
@@ -86,7 +87,7 @@ def harbour(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, harbour: Path) -> Path:
-    """A pair with random weights: its coarse network finds one pixel in 200 there, its fine one takes a third."""
+    """A pair with random weights: its coarse network finds one pixel in 1200 there, its fine one takes a third."""
     settings = PairSettings.of_options({"coarse": "plainconv", "factor": 2, "margin": 6, "limit": 96, "halo": 8})
     torch.manual_seed(1)
     pair = build(settings, bands=3, targets=1).eval()
@@ -94,9 +95,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, harbour: Path) -> Path:
     with torch.no_grad():
         nn.init.normal_(pair.saliency2.weight, std=0.1)
         pixels = normalised(Tiles.of([geoseg.open(harbour).read(Window(0, 40, 320, 360))]), scaling)
-        for network, seen, part in ((pair.coarse_model, shrunk(pixels, 2), 0.995), (pair.fine_model, pixels, 0.67)):
+        for network, seen, part in ((pair.coarse_model, shrunk(pixels, 2), 0.9992), (pair.fine_model, pixels, 0.67)):
             last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
-            nn.init.normal_(last.weight)
+            last.weight *= 4 / float(network(seen).std())
             last.bias -= float(network(seen).quantile(part))
     record = NormalisationRecord(**scaling.as_dict())
     description = describe_saliency(pair, settings, ["red", "green", "blue"], CLASSES, normalisation=record)
@@ -136,14 +137,17 @@ def test_small_squares_in_a_large_scene(tmp_path: Path, sea: tuple[Path, list[tu
         assert told["dsc"] == 1
 
 
-def test_labels_are_the_same_whatever_the_chunks_and_workers(tmp_path: Path, harbour: Path, model: Path) -> None:
+def test_the_command_gives_the_same_whatever_the_chunks_and_workers(tmp_path: Path, harbour: Path, model: Path) -> None:
     made = []
-    for i, changes in enumerate(({}, {"chunk": 64}, {"chunk": 100, "workers": 2, "batch": 3})):
+    for i, options in enumerate(((), ("--chunk", "160"), ("--chunk", "100", "--workers", "2", "--batch", "3"))):
         names = [tmp_path / f"{kind}{i}.tif" for kind in ("labels", "confidence", "uncertainty")]
-        boxes = tmp_path / f"{i}.geojson"
-        sure, doubt = map(str, names[1:])
-        geoseg.predict(harbour, names[0], model, confidence=sure, uncertainty=doubt, candidates=str(boxes), **changes)
-        made.append([path.read_bytes() for path in (*names, boxes)])
+        boxes, polygons = tmp_path / f"boxes{i}.geojson", tmp_path / f"ships{i}.geojson"
+        beside = zip(("--labels", "--confidence", "--uncertainty"), map(str, names), strict=True)
+        given = [str(harbour), str(polygons), "-m", str(model), "--candidates", str(boxes), "-q", *options]
+        with pytest.raises(SystemExit) as stopped:
+            main(["predict", *given, *(part for pair in beside for part in pair)])
+        assert stopped.value.code == 0
+        made.append([path.read_bytes() for path in (*names, polygons, boxes)])
     assert made[0] == made[1] == made[2]
     labels, (_, unseen) = read(tmp_path / "labels0.tif")[0], read(tmp_path / "uncertainty0.tif")
     assert (labels[:, :30] == 255).all()
@@ -152,8 +156,9 @@ def test_labels_are_the_same_whatever_the_chunks_and_workers(tmp_path: Path, har
     assert (labels[:, 30:][unseen[:, 30:] == 1] == 0).all()
     assert 10 < (labels == 1).sum() < 0.5 * labels.size
     assert (read(tmp_path / "confidence0.tif")[0][unseen == 1] == 1000).all()
-    told = [each["properties"] for each in json.loads((tmp_path / "0.geojson").read_text())["features"]]
+    told = [each["properties"] for each in json.loads((tmp_path / "boxes0.geojson").read_text())["features"]]
     assert len(told) > 5
+    assert json.loads((tmp_path / "ships0.geojson").read_text())["features"]
     assert len({each["rounds"] for each in told}) > 1
 
 
