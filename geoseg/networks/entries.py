@@ -191,6 +191,7 @@ ENTRIES = {
                 "rstn",
                 "coarse to fine",
                 "a coarse network finds small, rare targets on an overview, a fine one looks at each again and again",
+                encoder=None,
                 stride=1,
                 tile_exact=False,
                 min_size=1,
