@@ -75,6 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         # The process ends with the command: what it leaves need not be searched for garbage first.
         atexit.register(gc.freeze)
+        from geoseg.engine.waiting import sleep_soon
+
+        sleep_soon()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]

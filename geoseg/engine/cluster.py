@@ -176,7 +176,7 @@ def connected(workers: int = 0, scheduler: str | None = None) -> Iterator[tuple[
                         silence_logs=logging.CRITICAL,
                         memory_limit=0,
                         # Threads of several processes share the cores: let them sleep, not spin, while they wait.
-                        env={"OMP_WAIT_POLICY": "PASSIVE"},
+                        env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
                     )
                 )
                 client = stack.enter_context(Client(cluster, timeout=_START_TIMEOUT, set_as_default=False))

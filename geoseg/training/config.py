@@ -113,7 +113,8 @@ class NetworkConfig(Section):
         name: one of ``geoseg networks``.
         encoder: any timm encoder; the network's own by default.
         pretrained: start the encoder from ImageNet weights, which are downloaded.
-        encoder_weights: a file of weights for the encoder, in place of a download.
+        encoder_weights: a file of weights for the encoder, or a bundle of a network with the same one, in place of a
+            download.
         start: a bundle of the same network to go on from; its scaling of the bands is kept.
         freeze_steps: the encoder stays as it is for so many steps.
         options: what else the network's builder takes.

@@ -54,7 +54,7 @@ def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkCo
         load_tensors(network, bundle.tensors(), bundle.path)
     if settings.encoder_weights is not None:
         path = config.path(settings.encoder_weights)
-        load_encoder(encoder_of(network, settings.name), read_checkpoint(path).tensors, path, bands)
+        load_encoder(encoder_of(network, settings.name), read_checkpoint(path, bundles=True).tensors, path, bands)
     return network, settings, scaling
 
 
@@ -113,7 +113,7 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         ConfigError: the file lacks more than a tenth of the encoder's weights.
     """
     own = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = max((_named_as(own, tensors, cut) for cut in range(3)), key=lambda each: len(own.keys() & each.keys()))
+    given = max((_named_as(own, tensors, cut) for cut in range(4)), key=lambda each: len(own.keys() & each.keys()))
     if len(own.keys() & given.keys()) < _LEAST_FOUND * len(own):
         given = _in_order(own, tensors) or given
     found = 0
