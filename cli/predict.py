@@ -30,6 +30,12 @@ from geoseg_cli.report import say_note, say_report
     help="REFINER takes in a whole tile at once, or one connected object of a class after another "
     "(those under 1024 pixels stay as they are).",
 )
+@click.option(
+    "--candidates",
+    type=click.Path(),
+    metavar="FILE",
+    help="Also write the boxes that a model with two passes looked at closely, with rounds and agreement.",
+)
 @run_options
 def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Segment SCENE with a model and write class polygons to OUT.

@@ -107,6 +107,12 @@ class Scene:
         return ground_resolution(self.geobox)
 
     @property
+    def full(self) -> bool:
+        """Whether every pixel is known to hold data without being read."""
+        declared = self.alpha is not None or self.masked or any(value is not None for value in self.nodata)
+        return not declared and self.warp is None and np.dtype(self.dtype).kind != "f"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What tells this scene from another: source file (size and time of change if local), grid, bands, nodata."""
         stat = os.stat(self.path) if os.path.isfile(self.path) else None

@@ -21,6 +21,7 @@ from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
     from geoseg.engine.prior import PriorFile
+    from geoseg.engine.saliency import TwoPasses
     from geoseg.segmenters.interface import Segmenter, Spec, State
     from geoseg.segmenters.macro_windows import MacroGrid
 
@@ -38,6 +39,7 @@ class Options:
 
     Attributes:
         labels, confidence, uncertainty: where label, confidence and uncertainty COGs go, if wanted.
+        candidates: where the boxes go that a model with two passes looked at closely, a vector file.
         aoi: vector file; pixels outside its polygons get no label.
         bands: indices (from 1) or names; by default those the model names, else all.
         nodata: value that means "no data", in place of what the file says.
@@ -65,6 +67,7 @@ class Options:
     labels: str | None = None
     confidence: str | None = None
     uncertainty: str | None = None
+    candidates: str | None = None
     aoi: str | None = None
     bands: Sequence[int | str] | None = None
     nodata: float | None = None
@@ -137,13 +140,35 @@ def predict(
     outputs = Outputs.check(out, options)
     method, segmenter = _method(model, options)
     plan, notes = make_plan(scene, outputs, method, segmenter, options, progress)
-    return execute(plan, outputs, options, notes, progress)
+    return execute(plan, outputs, options, notes, progress, two_passes(plan, segmenter, options))
+
+
+def two_passes(plan: Plan, segmenter: Segmenter, options: Options) -> TwoPasses | None:
+    """Return how a plan is run by a method that looks at an overview first, None for the others.
+
+    Raises:
+        ConfigError: candidates are asked for from one of the others.
+    """
+    from geoseg.segmenters.saliency import SaliencyNetwork
+
+    if isinstance(segmenter, SaliencyNetwork):
+        from geoseg.engine.saliency import TwoPasses
+
+        return TwoPasses(plan, segmenter)
+    if options.candidates is not None:
+        raise ConfigError("this model looks everywhere and has no candidates to write: leave --candidates out.")
+    return None
 
 
 def execute(
-    plan: Plan, outputs: Outputs, options: Options, notes: Sequence[str] = (), progress: Progress | None = None
+    plan: Plan,
+    outputs: Outputs,
+    options: Options,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+    passes: TwoPasses | None = None,
 ) -> Report:
-    """Run a plan and write its outputs.
+    """Run a plan, in two passes where these are given, and write its outputs.
 
     Raises:
         RunError: see :func:`geoseg.engine.run.run_chunks`.
@@ -154,12 +179,17 @@ def execute(
     fingerprint = plan.fingerprint()
     with store.opened(fingerprint, fresh=options.fresh) as done:
         with connected(options.workers, options.scheduler) as (client, processes):
-            tally = run_chunks(plan, client, processes, fingerprint[:16], done, progress)
+            compute = run_chunks if passes is None else passes.run
+            tally = compute(plan, client, processes, fingerprint[:16], done, progress)
         if not tally.labelled and not tally.resumed:
             where = "inside the area of interest " if plan.aoi else ""
             store.remove()
             raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
         files, written = assemble(plan, store, outputs, options, progress)
+        if passes is not None:
+            notes = (*notes, *passes.notes)
+            if outputs.candidates is not None:
+                passes.write_candidates(outputs.candidates)
         if options.workdir is None:
             store.remove()
     polygons, told = (None, ()) if written is None else (written.polygons, written.notes)

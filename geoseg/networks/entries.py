@@ -186,6 +186,20 @@ ENTRIES = {
             ),
             "geoseg.networks.glnet:build_glnet",
         ),
+        Entry(
+            NetworkInfo(
+                "rstn",
+                "coarse to fine",
+                "a coarse network finds small, rare targets on an overview, a fine one looks at each again and again",
+                encoder=None,
+                stride=1,
+                tile_exact=False,
+                min_size=1,
+                source="Yu, Xie, Wang, Zhou, Fishman, Yuille 2018, arXiv 1709.04518",
+                needs_scene=True,
+            ),
+            "geoseg.networks.rstn:build_rstn",
+        ),
         _own(
             "fcn8s",
             "fully convolutional",

@@ -55,6 +55,10 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.global_local import GlobalLocal
 
         return GlobalLocal.from_bundle(bundle)
+    if bundle.description.method == "saliency":
+        from geoseg.segmenters.saliency import SaliencyNetwork
+
+        return SaliencyNetwork.from_bundle(bundle)
     if bundle.description.method == "refiner":
         raise BundleError(
             f"{bundle.path} holds a refiner, which segments nothing by itself: give a model that segments, or refine "

@@ -38,6 +38,10 @@ _MAKERS = {
         "geoseg.segmenters.global_local_making:new_by_options",
         "geoseg.segmenters.global_local_making:import_by_options",
     ),
+    "rstn": Maker(
+        "geoseg.segmenters.saliency_making:new_by_options",
+        "geoseg.segmenters.saliency_making:import_by_options",
+    ),
 }
 
 

@@ -94,6 +94,14 @@ _METHODS = (
         "Chen, Jiang, Wang, Cui, Qian 2019, arXiv 1905.06368",
     ),
     Method(
+        "rstn",
+        "a coarse network finds small, rare targets, a fine one looks at each again and again",
+        "an overview of the scene",
+        "labels",
+        "geoseg predict SCENE OUT -m MODEL",
+        "Yu, Xie, Wang, Zhou, Fishman, Yuille 2018, arXiv 1709.04518",
+    ),
+    Method(
         "cascadepsp",
         "labels from anywhere, brought to the edges of the image",
         "the labels",

@@ -12,7 +12,14 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
-from geoseg.training.variation_config import AugmentConfig, DamageConfig, MixConfig, Section, StagesConfig
+from geoseg.training.variation_config import (
+    AugmentConfig,
+    DamageConfig,
+    MixConfig,
+    SaliencyConfig,
+    Section,
+    StagesConfig,
+)
 
 # More patches of more pixels than this are a slip of the pen.
 _LARGEST_PATCH = 8192
@@ -212,6 +219,7 @@ class TrainConfig(Section):
     mixing: MixConfig = Field(default_factory=MixConfig)
     damage: DamageConfig = Field(default_factory=DamageConfig)
     stages: StagesConfig = Field(default_factory=StagesConfig)
+    saliency: SaliencyConfig = Field(default_factory=SaliencyConfig)
     training: LoopConfig = Field(default_factory=LoopConfig)
     licence: str = "not stated"
     card: dict[str, str] = Field(default_factory=dict)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from geoseg.bundle import Description
     from geoseg.normalisation import Normalisation
     from geoseg.training.config import NetworkConfig
     from geoseg.training.module import TrainingModule
@@ -31,11 +32,14 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 
 # Networks whose training has a course of its own, and the :class:`Run` of each, as ``module:class``.
-_COURSES = {"glnet": "geoseg.training.global_local_run:GlobalLocalRun"}
+_COURSES = {
+    "glnet": "geoseg.training.global_local_run:GlobalLocalRun",
+    "rstn": "geoseg.training.saliency_run:SaliencyRun",
+}
 
 
 class Run(Protocol):
-    """One training, from open scenes to the bundle; made of what :class:`_Run` is made of.
+    """One training, from open scenes to the bundle; made of what :class:`LoopRun` is made of.
 
     Attributes:
         steps: done once :meth:`fit` has returned.
@@ -140,13 +144,13 @@ def train(
 def _course(config: TrainConfig) -> Callable[..., Run]:
     """Return what makes the run of a configuration."""
     if config.network.name not in _COURSES:
-        return _Run
+        return LoopRun
     module, _, name = _COURSES[config.network.name].partition(":")
     made: Callable[..., Run] = getattr(import_module(module), name)
     return made
 
 
-class _Run:
+class LoopRun:
     """One training, from open scenes to the bundle."""
 
     def __init__(
@@ -160,7 +164,7 @@ class _Run:
         from geoseg import losses, networks
         from geoseg.training.patches import Judging
         from geoseg.training.priors import SpoiltMasks, SpoiltSquares, refuse_unfit
-        from geoseg.training.starting import first_network, measured_scaling, open_drawing, scaling_of
+        from geoseg.training.starting import measured_scaling, open_drawing, scaling_of
 
         self.config, self.target, self.folder = config, target, folder
         loop, classes = config.training, config.data.table()
@@ -177,7 +181,7 @@ class _Run:
         if self.refines:
             self.source = SpoiltMasks(self.drawing, classes, config.damage, loop.seed)
             self.squares = SpoiltSquares(self.judging, classes, config.damage, loop.seed)
-        network, self.settings, scaling = first_network(config, len(sites[0].scene.bands))
+        network, self.settings, scaling = self._first(len(sites[0].scene.bands))
         # What the bundle will hold: None where every scene is scaled by itself.
         self.scaling: Normalisation | None = scaling_of(config, scaling, sites)
 
@@ -187,6 +191,12 @@ class _Run:
         self._scalings = scalings(sites), scalings(judged)
         self.module = self._module(network)
         self.trainer = self._trainer(progress, tell)
+
+    def _first(self, bands: int) -> tuple[nn.Module, NetworkConfig, Normalisation | None]:
+        """Return what :func:`geoseg.training.starting.first_network` does."""
+        from geoseg.training.starting import first_network
+
+        return first_network(self.config, bands)
 
     def _module(self, network: Any) -> TrainingModule:
         from geoseg.losses.refinement import RefinementLoss
@@ -311,31 +321,34 @@ class _Run:
     def write(self, *, overwrite: bool) -> None:
         """Write the bundle."""
         from geoseg.bundle import NormalisationRecord, write_bundle
-        from geoseg.segmenters.describing import describe
 
         config, scene = self.config, self.sites[0].scene
         network = self.module.judged.cpu().float().eval()
         tensors = _rounded(network, config.weights)
-        settings: NetworkConfig = self.settings
         record: dict[str, Any] = {"config": config.record(), "steps": self.steps, "loss": self.module.trained_loss}
         if self.figures:
             record["validation"] = self.figures
-        description = describe(
+        description = self._described(
             network,
-            name=settings.name,
-            encoder=settings.encoder,
-            options=settings.options,
             bands=scene.band_names,
             classes=config.data.table(),
             resolution=config.data.resolution or min(scene.resolution),
             normalisation=None if self.scaling is None else NormalisationRecord(**self.scaling.as_dict()),
-            # Crops of the size it learned from, with as much again round them.
-            tile=2 * config.training.patch if self.refines else None,
             licence=config.licence,
             training=record,
             card=config.card,
         )
         write_bundle(self.target, description, tensors, overwrite=overwrite)
+
+    def _described(self, network: Any, **told: Any) -> Description:
+        """Return what the bundle says of the network."""
+        from geoseg.segmenters.describing import describe
+
+        settings = self.settings
+        # Crops of the size it learned from, with as much again round them.
+        tile = 2 * self.config.training.patch if self.refines else None
+        name, encoder, options = settings.name, settings.encoder, settings.options
+        return describe(network, name=name, encoder=encoder, options=options, tile=tile, **told)
 
 
 def _rounded(network: nn.Module, kind: str) -> dict[str, NDArray[Any]]:
