@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pyproj
 import pytest
 import torch
+from affine import Affine
 
 from geoseg.losses.coarse_labels import CoarseLabelLoss, block_shares
+from geoseg.training.blocks import CellGrid
+
+from .conftest import reference_folder
 
 pytestmark = pytest.mark.golden
 
@@ -115,3 +120,31 @@ def test_the_toy(reference):
         found.append(loss(scores, torch.zeros(1, 4, 4).long(), torch.zeros(1, 1).long()).item())
     # The tables are float32 here: what they are off by, the loss is.
     np.testing.assert_allclose(found, reference["toy_losses"], rtol=1e-6)
+
+
+def test_the_cell_of_every_pixel(reference):
+    with np.load(reference_folder() / "label_super_resolution" / "alignment.npz") as arrays:
+        expected = {name: arrays[name] for name in arrays}
+    told = reference.manifest["alignment"]
+    shape = tuple(told["shape"])
+    width = int(expected["lr_width"])
+    image, coarse = (Affine(*expected[f"{name}_transform"]) for name in ("image", "lr"))
+    crs, own = (pyproj.CRS.from_epsg(int(expected[f"{name}_epsg"])) for name in ("image", "lr"))
+    height = int(expected["row"].max()) + 1
+    grid = CellGrid(own, coarse, (height, width))
+    rows, cols = grid.cells(crs, image, shape)
+    assert np.array_equal(rows, expected["row"])
+    assert np.array_equal(cols, expected["col"])
+    ids, counts = np.unique(grid.ids(rows, cols), return_counts=True)
+    assert np.array_equal(ids, expected["block_ids"])
+    assert np.array_equal(counts, expected["block_counts"])
+    assert len(ids) == told["distinct_blocks"]
+    # Cells that lie in the tile wholly hold as many pixels as their area says, within what an edge can cut.
+    inside = [number for number in ids if not _touches_the_edge(grid.ids(rows, cols), number)]
+    found = counts[np.isin(ids, inside)]
+    assert np.abs(found - grid.areas(np.array(inside), crs, image)).max() < 8
+
+
+def _touches_the_edge(ids, number):
+    edge = np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]])
+    return number in edge
