@@ -52,6 +52,9 @@ class Entry:
     fixed: dict[str, Any] = field(default_factory=dict)
 
 
+_LSR = "Malkin et al. 2019, ICLR, OpenReview rkxwShA9Ym; the code released with it"
+
+
 def _family(
     name: str,
     architecture: str,
@@ -188,6 +191,26 @@ ENTRIES = {
             "U-Net: skip connections at every scale, the default for most maps",
             "Ronneberger, Fischer, Brox 2015, arXiv 1505.04597",
             encoder="resnet18",
+        ),
+        *(
+            Entry(
+                NetworkInfo(
+                    *(name, "encoder-decoder", summary, None, 16, True, 16, _LSR),
+                ),
+                "geoseg.networks.lsr:build_lsr_unet",
+                {"variant": name},
+            )
+            for name, summary in (
+                ("lsr-unet", "slender U-Net that coarse labels were first trained with"),
+                ("lsr-unet-large", "the same with twelve times the weights, for larger areas"),
+            )
+        ),
+        Entry(
+            NetworkInfo(
+                *("lsr-fcn", "fully convolutional", "sixteen 3 × 3 convolutions that see little ground"),
+                *(None, 1, True, 1, _LSR),
+            ),
+            "geoseg.networks.lsr:build_lsr_fcn",
         ),
         _family(
             "unet++",
