@@ -108,7 +108,7 @@ class CellGrid:
         return _whole(row), _whole(col)
 
     def places(self, crs: pyproj.CRS, affine: Affine, rows: NDArray[Any], cols: NDArray[Any]) -> Places:
-        """Return where points of a grid, given in its pixels, lie in rows and columns of cells, or nowhere: not finite."""
+        """Return rows and columns, in cells, of points that are given in pixels of a grid; not finite for nowhere."""
         x, y = _turn(crs, self.crs).transform(*(affine * (cols, rows)))
         with np.errstate(invalid="ignore"):
             col, row = ~self.affine * (np.asarray(x), np.asarray(y))

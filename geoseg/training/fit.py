@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from geoseg.training.config import NetworkConfig
     from geoseg.training.module import TrainingModule
     from geoseg.training.patches import Judging, Source, Squares
+    from geoseg.training.sampling import Count
     from geoseg.training.site import Site
 
 Progress = Callable[[str, int, int], None]
@@ -123,6 +124,7 @@ class _Run:
         tell: Callable[[str], None] | None,
     ) -> None:
         from geoseg import losses, networks
+        from geoseg.training.coarse_module import opened_tables
         from geoseg.training.patches import Drawing, Judging
         from geoseg.training.priors import SpoiltMasks, SpoiltSquares, refuse_unfit
         from geoseg.training.sampling import Sampler, count
@@ -138,15 +140,22 @@ class _Run:
         self.loss = None if self.refines else losses.create(config.loss, num_classes=len(classes))
         sites, judged = open_sites(config)
         refuse_large_patches(sites, config)
+        self.coarse = config.targets == "coarse"
+        kinds = [item.name for item in classes]
+        if self.coarse:
+            self.tables = opened_tables(config)
+            kinds = [*self.tables[0].names, "another label"]
         counts = []
         for done, site in enumerate(sites):
             if progress is not None:
                 progress("counting labels", done, len(sites))
-            counts.append(count(site, len(classes), loop.patch))
+            counts.append(count(site, len(kinds), loop.patch, coarse=self.coarse))
         if progress is not None:
             progress("counting labels", len(sites), len(sites))
         self.sites: list[Site] = sites
-        sampler = Sampler(counts, classes, config.sampling, config.augment, loop.seed)
+        if self.coarse:
+            kinds, counts = self._occurring(kinds, counts, tell)
+        sampler = Sampler(counts, kinds, config.sampling, config.augment, loop.seed)
         self.drawing = Drawing(sites, sampler, loop.patch, config.sampling.min_valid)
         self.judging: Judging = Judging.of(judged, loop.patch)
         self.source: Source = self.drawing
@@ -167,9 +176,26 @@ class _Run:
         self.module = self._module(network)
         self.trainer = self._trainer(progress, tell)
 
+    def _occurring(
+        self, kinds: list[str], counts: list[Count], tell: Callable[[str], None] | None
+    ) -> tuple[list[str], list[Count]]:
+        """Return the coarse classes that occur, and their counts; tell what they can teach."""
+        from dataclasses import replace
+
+        from geoseg.training.coarse_module import told_of
+
+        totals = sum(item.pixels.sum((1, 2)) for item in counts)
+        for told in told_of(self.tables, totals):
+            if tell is not None:
+                tell(told)
+        there = totals > 0
+        names = [name for name, found in zip(kinds, there, strict=True) if found]
+        return names, [replace(item, pixels=item.pixels[there]) for item in counts]
+
     def _module(self, network: Any) -> TrainingModule:
         from geoseg.losses.refinement import RefinementLoss
         from geoseg.losses.supervision import Supervision
+        from geoseg.training.coarse_module import CoarseModule, loss_of
         from geoseg.training.module import TrainingModule
         from geoseg.training.refiner import RefinerModule
         from geoseg.training.starting import encoder_of, find_encoder
@@ -181,7 +207,11 @@ class _Run:
         made = (self._scalings, config, self._batches, self._where)
         if self.loss is None:
             return RefinerModule(network, encoder, RefinementLoss(), *made)
-        return TrainingModule(network, encoder, Supervision(self.loss, self.settings.name), *made)
+        supervision = Supervision(self.loss, self.settings.name)
+        if self.coarse:
+            module = CoarseModule(network, encoder, supervision, *made)
+            return module.learn_from([loss_of(*each) for each in zip(self.tables, config.coarse.sources, strict=True)])
+        return TrainingModule(network, encoder, supervision, *made)
 
     def _batches(self, step: int, rank: int, world: int) -> Any:
         from geoseg.training.patches import Loader, batches_from
