@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from geoseg.engine.vectorize import vectorize as vectorize
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
+    from geoseg.training.coarse_stats import coarse_stats as coarse_stats
     from geoseg.training.fit import train as train
 
 _LAZY = {
+    "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
     "load": ("geoseg.segmenters.loading", "load"),
@@ -45,6 +47,7 @@ _MODULES = ("losses", "networks")
 __all__ = [
     "__version__",
     "cluster",
+    "coarse_stats",
     "evaluate",
     "load",
     "losses",

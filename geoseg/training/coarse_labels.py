@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,9 @@ class RasterCells(CoarseLabels):
         different, inverse = np.unique(values, return_inverse=True)
         codes = [code_of(value) for value in different.tolist()]
         _refuse_unknown(self.path, {codes[i] for i in np.unique(inverse[known])}, self.rows)
-        rows = np.array([self.rows.get(code, NOTHING) for code in codes], np.int16)
+        rows = np.full(len(codes), NOTHING, np.int16)
+        for i in np.unique(inverse[known]):
+            rows[i] = self.rows[codes[i]]
         return np.where(known, rows[inverse], NOTHING).astype(np.int16)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,6 +152,27 @@ def _kept(ids: NDArray[np.int64], numbers: NDArray[Any], classes: NDArray[np.int
     return Blocks(places[numbers], ids[kept], classes[kept])
 
 
+class AnyCode(dict[str, int]):
+    """Rows of a table that is yet to be made: every code that is asked for gets the next one.
+
+    Args:
+        ignore: codes that teach nothing.
+
+    Attributes:
+        names: the codes in the order of their rows.
+    """
+
+    def __init__(self, ignore: Collection[str] = ()) -> None:
+        super().__init__(dict.fromkeys(ignore, NOTHING))
+        self.names: list[str] = []
+
+    def __missing__(self, code: str) -> int:
+        """Give the code a row."""
+        self.names.append(code)
+        self[code] = len(self.names) - 1
+        return self[code]
+
+
 def open_coarse(path: str, scene: Scene, source: CoarseSourceConfig, table: CoarseTable) -> CoarseLabels:
     """Open coarse labels of a scene: a vector file by its suffix or, failing that, a raster.
 
@@ -160,6 +183,15 @@ def open_coarse(path: str, scene: Scene, source: CoarseSourceConfig, table: Coar
     """
     rows = {code: z if table.weights[z] > 0 else NOTHING for z, code in enumerate(table.codes)}
     rows |= {str(code): NOTHING for code in source.ignore}
+    return open_coarse_codes(path, scene, source, rows)
+
+
+def open_coarse_codes(path: str, scene: Scene, source: CoarseSourceConfig, rows: Mapping[str, int]) -> CoarseLabels:
+    """Do what :func:`open_coarse` does with rows of codes in place of a table.
+
+    Raises:
+        LabelsError, SceneError: as there.
+    """
     if path.lower().split("?")[0].endswith(VECTOR):
         return _polygons(path, scene, source, rows)
     return _raster(path, scene, rows)
@@ -225,7 +257,7 @@ def code_of(value: Any) -> str:
 
 
 def _refuse_unknown(path: str, codes: set[str], rows: Mapping[str, int]) -> None:
-    unknown = sorted(codes - rows.keys())
+    unknown = [] if isinstance(rows, AnyCode) else sorted(codes - rows.keys())
     if unknown:
         raise LabelsError(
             f"{path} has the coarse class {', '.join(unknown[:8])}, of which the table says nothing (it has "
