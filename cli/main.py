@@ -23,6 +23,7 @@ _COMMANDS = {
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
     "coarse-stats": "Measure what coarse classes are made of, for training on coarse labels.",
+    "coarse-check": "Map where a prediction contradicts a coarse map.",
     "init": "Make an untrained model.",
     "import": "Make a model of weights that another program trained, or of an ONNX file.",
     "info": "Show what a scene or a model is.",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from geoseg import losses as losses
     from geoseg import networks as networks
     from geoseg.engine.cluster_scene import cluster as cluster
+    from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.refine import refine as refine
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from geoseg.training.fit import train as train
 
 _LAZY = {
+    "coarse_check": ("geoseg.engine.coarse_check", "coarse_check"),
     "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
@@ -47,6 +49,7 @@ _MODULES = ("losses", "networks")
 __all__ = [
     "__version__",
     "cluster",
+    "coarse_check",
     "coarse_stats",
     "evaluate",
     "load",

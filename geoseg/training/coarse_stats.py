@@ -22,7 +22,7 @@ from geoseg.training.coarse_config import CoarseSourceConfig
 from geoseg.training.coarse_labels import AnyCode, CoarseLabels, open_coarse_codes
 from geoseg.training.coarse_tables import CoarseTable, read_table, write_table
 from geoseg.training.config import DataConfig
-from geoseg.training.labels import IGNORE, open_labels
+from geoseg.training.labels import IGNORE, Labels, open_labels
 
 _CHUNK = 1024
 # Blocks of so many tiles wait before those of one number are brought together.
@@ -113,21 +113,32 @@ def coarse_stats(
     source = CoarseSourceConfig(table="", class_field=coarse_field, ignore=list(ignore))
     codes = AnyCode({str(code) for code in ignore})
     found = open_coarse_codes(os.fspath(coarse), scene, source, codes)
-    counts = _counted(scene, found, open_labels(os.fspath(labels), scene, data), len(table), area, progress)
-    measured = _measured(counts, codes, table, os.fspath(output), min_labelled)
+    fine = open_labels(os.fspath(labels), scene, data)
+    counts = count_blocks(scene, found, fine, len(table), area=area, progress=progress)
+    measured = _measured(*counts, codes, table, os.fspath(output), min_labelled)
     result = _with_fallback(measured, min_blocks, fallback, table)
     write_table(result, output, overwrite=overwrite)
     return result
 
 
-def _counted(
-    scene: Scene, coarse: CoarseLabels, labels: Any, count: int, area: tuple[float, float], progress: Progress | None
-) -> tuple[BlockCounts, dict[int, float]]:
-    """Return pixels by block and fine class, and the area of each block in pixels."""
+def count_blocks(
+    scene: Scene,
+    coarse: CoarseLabels,
+    labels: Labels,
+    num_classes: int,
+    *,
+    area: tuple[float, float] = (0.0, 1.0),
+    progress: Progress | None = None,
+) -> tuple[BlockCounts, NDArray[np.float64]]:
+    """Return pixels by block and fine class, and the area of each whole block in pixels, (B,).
+
+    Raises:
+        SceneError, LabelsError: something cannot be read, or is no class.
+    """
     height, width = scene.shape
     left, right = (round(share * width) for share in area)
     windows = list(ChunkGrid((height, right - left), _CHUNK))
-    gathered = BlockCounts(count)
+    gathered = BlockCounts(num_classes)
     areas: dict[int, float] = {}
     for done, part in enumerate(windows):
         if progress is not None:
@@ -137,23 +148,27 @@ def _counted(
         blocks = coarse.blocks(affine, window.shape)
         fine = np.where(scene.read(window).valid, labels.burn(affine, window.shape), IGNORE)
         inside = blocks.numbers >= 0
-        place = np.where(fine == IGNORE, count, fine).astype(np.int64)
-        flat = blocks.numbers[inside].astype(np.int64) * (count + 1) + place[inside]
-        pixels = np.bincount(flat, minlength=len(blocks.ids) * (count + 1)).reshape(-1, count + 1)
+        place = np.where(fine == IGNORE, num_classes, fine).astype(np.int64)
+        flat = blocks.numbers[inside].astype(np.int64) * (num_classes + 1) + place[inside]
+        pixels = np.bincount(flat, minlength=len(blocks.ids) * (num_classes + 1)).reshape(-1, num_classes + 1)
         gathered.add(blocks.ids, blocks.classes.astype(np.int64), pixels)
         areas.update(zip(blocks.ids.tolist(), coarse.areas(blocks, affine).tolist(), strict=True))
     if progress is not None:
         progress("counting pixels", len(windows), len(windows))
-    return gathered.merge(), areas
+    merged = gathered.merge()
+    return merged, np.array([areas[each] for each in merged.ids.tolist()])
 
 
 def _measured(
-    counted: tuple[BlockCounts, dict[int, float]], codes: AnyCode, classes: Classes, output: str, min_labelled: float
+    counts: BlockCounts,
+    areas: NDArray[np.float64],
+    codes: AnyCode,
+    classes: Classes,
+    output: str,
+    min_labelled: float,
 ) -> CoarseTable:
-    counts, areas = counted
-    whole = np.array([areas[each] for each in counts.ids.tolist()])
     known = counts.counts[:, :-1].sum(1)
-    kept = (known > 0) & (known >= min_labelled * whole)
+    kept = (known > 0) & (known >= min_labelled * areas)
     if not kept.any():
         raise LabelsError(
             f"no block has fine labels on {min_labelled:.0%} of its pixels: check that coarse and fine labels are "

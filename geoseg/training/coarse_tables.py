@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, GeosegWarning, LabelsError, one_line, unknown_name
-from geoseg.outputs.staging import check_place
+from geoseg.outputs.staging import check_place, staged, writing
 
 SHIPPED = {"nlcd": "nlcd_to_chesapeake_all.csv", "nlcd-delaware": "nlcd_to_chesapeake_delaware.csv"}
 # Classes that the shipped tables are about, as `data.classes` takes them.
@@ -169,8 +169,7 @@ def write_table(table: CoarseTable, path: str | Path, *, overwrite: bool = False
     target = Path(path)
     check_place(target, overwrite)
     slugs = [_slug(name) for name in table.classes]
-    partial = target.with_name(f".{target.name}.part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with staged(target) as temporary, writing(target), temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["code", "name", "weight", "blocks", *(f"{kind}_{s}" for kind in ("mean", "sd") for s in slugs)]
@@ -178,7 +177,6 @@ def write_table(table: CoarseTable, path: str | Path, *, overwrite: bool = False
         for z, code in enumerate(table.codes):
             figures = [f"{value:.6f}" for value in (*table.means[z], *table.deviations[z])]
             writer.writerow([code, table.names[z], f"{table.weights[z]:g}", int(table.blocks[z]), *figures])
-    partial.replace(target)
 
 
 def _rows(path: str) -> list[dict[str, Any]]:
