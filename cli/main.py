@@ -23,6 +23,8 @@ _COMMANDS = {
     "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
+    "coarse-stats": "Measure what coarse classes are made of, for training on coarse labels.",
+    "coarse-check": "Map where a prediction contradicts a coarse map.",
     "init": "Make an untrained model.",
     "import": "Make a model of weights that another program trained, or of an ONNX file.",
     "info": "Show what a scene or a model is.",
@@ -55,7 +57,7 @@ class LazyGroup(click.Group):
 
 def _module(name: str) -> str:
     """Return the module of a command; one whose name Python keeps for itself ends in an underscore."""
-    return f"{name}_" if keyword.iskeyword(name) else name
+    return f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

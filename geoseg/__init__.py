@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from geoseg import losses as losses
     from geoseg import networks as networks
     from geoseg.engine.cluster_scene import cluster as cluster
+    from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
     from geoseg.engine.naming import name as name
     from geoseg.engine.predict import predict as predict
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
     from geoseg.engine.vectorize import vectorize as vectorize
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
+    from geoseg.training.coarse_stats import coarse_stats as coarse_stats
     from geoseg.training.fit import train as train
 
 _LAZY = {
+    "coarse_check": ("geoseg.engine.coarse_check", "coarse_check"),
+    "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
     "load": ("geoseg.segmenters.loading", "load"),
@@ -47,6 +51,8 @@ _MODULES = ("losses", "networks")
 __all__ = [
     "__version__",
     "cluster",
+    "coarse_check",
+    "coarse_stats",
     "evaluate",
     "load",
     "losses",

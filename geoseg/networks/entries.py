@@ -55,6 +55,9 @@ class Entry:
     fixed: dict[str, Any] = field(default_factory=dict)
 
 
+_LSR = "Malkin et al. 2019, ICLR, OpenReview rkxwShA9Ym; the code released with it"
+
+
 def _family(
     name: str,
     architecture: str,
@@ -71,6 +74,14 @@ def _family(
     info = NetworkInfo(name, family, summary, encoder, stride, tile_exact, min_size or stride, source)
     fixed = {"architecture": architecture, "min_size": info.min_size}
     return Entry(info, "geoseg.networks.families:build_family", fixed)
+
+
+def _lsr(name: str, family: str, stride: int, summary: str) -> Entry:
+    """One of the networks that label super-resolution was released with."""
+    info = NetworkInfo(name, family, summary, None, stride, tile_exact=True, min_size=stride, source=_LSR)
+    if name == "lsr-fcn":
+        return Entry(info, "geoseg.networks.lsr:build_lsr_fcn")
+    return Entry(info, "geoseg.networks.lsr:build_lsr_unet", {"variant": name})
 
 
 def _own(
@@ -220,6 +231,9 @@ ENTRIES = {
             "Ronneberger, Fischer, Brox 2015, arXiv 1505.04597",
             encoder="resnet18",
         ),
+        _lsr("lsr-unet", "encoder-decoder", 16, "slender U-Net that coarse labels were first trained with"),
+        _lsr("lsr-unet-large", "encoder-decoder", 16, "the same with twelve times the weights, for larger areas"),
+        _lsr("lsr-fcn", "fully convolutional", 1, "sixteen 3 × 3 convolutions that see little ground"),
         _family(
             "unet++",
             "UnetPlusPlus",

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
+from geoseg.training.coarse_config import CoarseConfig
 from geoseg.training.variation_config import (
     AugmentConfig,
     DamageConfig,
@@ -23,6 +25,8 @@ from geoseg.training.variation_config import (
 
 # More patches of more pixels than this are a slip of the pen.
 _LARGEST_PATCH = 8192
+# Suffixes of vector files; labels of any other name are rasters.
+VECTOR = (".geojson", ".json", ".geojsonl", ".gpkg", ".fgb", ".shp", ".parquet", ".kml", ".gml", ".zip", ".sqlite")
 
 
 class SceneConfig(Section):
@@ -30,16 +34,32 @@ class SceneConfig(Section):
 
     Attributes:
         image: the raster.
-        labels: a vector file of polygons in any CRS, or a raster of class ids.
+        coarse: for each of ``coarse.sources`` a raster of coarse classes or a vector file of polygons, in any CRS; null
+            where the scene has none.
+        labels: a vector file of polygons in any CRS, or a raster of class ids; may be left out where there is
+            ``coarse``.
         train: where patches are drawn: a vector file, or ``[from, to]`` as shares of the scene's width; None for all
             that ``validation`` leaves.
         validation: where the network is judged, likewise; nothing of it is trained on.  None for nowhere.
     """
 
     image: str
-    labels: str
+    coarse: list[str | None] = Field(default_factory=list)
+    labels: str | None = None
     train: str | tuple[float, float] | None = None
     validation: str | tuple[float, float] | None = None
+
+    @field_validator("coarse", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _needed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and not any(info.data.get("coarse", [True])):
+            raise PydanticCustomError("missing", "labels")
+        return value
 
     @field_validator("train", "validation", mode="before")
     @classmethod
@@ -205,6 +225,9 @@ class TrainConfig(Section):
     """All of a training run.
 
     Attributes:
+        targets: ``fine`` compares each pixel with its label; ``coarse`` learns from the coarse labels of scenes, and
+            from fine ones where there are any.
+        coarse: what is known of coarse classes, and how they are learned from.
         loss: a sum of named losses such as ``ce+0.5*aaf``.
         licence: of the weights.
         card: what a user should know of the model, by heading, such as ``data`` and ``limits``; kept in the bundle.
@@ -212,6 +235,8 @@ class TrainConfig(Section):
     """
 
     data: DataConfig
+    targets: Literal["fine", "coarse"] = "fine"
+    coarse: CoarseConfig = Field(default_factory=CoarseConfig)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     loss: str = "ce"
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
@@ -225,6 +250,33 @@ class TrainConfig(Section):
     card: dict[str, str] = Field(default_factory=dict)
     weights: Literal["float32", "float16"] = "float32"
 
+    @model_validator(mode="after")
+    def _targets(self) -> TrainConfig:
+        scenes = list(enumerate(self.data.scenes))
+        count = len(self.coarse.sources)
+        if self.targets == "fine":
+            given = next((i for i, scene in scenes if any(scene.coarse)), None)
+            if given is not None or count:
+                place = "coarse.sources" if given is None else f"data.scenes.{given}.coarse"
+                raise ValueError(f"{place} is given, but targets is fine: set targets to coarse to learn from it")
+            return self
+        if not count:
+            raise ValueError("targets is coarse: give coarse.sources, a list of what is known of coarse classes")
+        for i, scene in scenes:
+            if scene.coarse and len(scene.coarse) != count:
+                raise ValueError(
+                    f"data.scenes.{i}.coarse has {len(scene.coarse)} files for the {count} coarse.sources: give one "
+                    "for each, null where there is none"
+                )
+            if scene.validation is not None and scene.labels is None:
+                raise ValueError(f"data.scenes.{i}.labels is missing: without them there is no validation")
+        for number in range(count):
+            if not any(number < len(scene.coarse) and scene.coarse[number] for _, scene in scenes):
+                raise ValueError(f"no scene has a file for coarse.sources.{number}: name it in data.scenes")
+        if self.mixing.alpha:
+            raise ValueError(f"mixing.alpha is {self.mixing.alpha}, but blocks do not mix: leave it at 0")
+        return self
+
     def path(self, name: str) -> str:
         """Return a path of the configuration as the program opens it."""
         if self.data.folder is None or "://" in name or name.startswith("/vsi") or Path(name).is_absolute():
@@ -237,6 +289,11 @@ class TrainConfig(Section):
         del kept["data"]["folder"], kept["training"]["logs"], kept["training"]["workers"]
         for entry in (*kept["data"]["scenes"], *kept["data"]["validation_scenes"]):
             entry.update({key: Path(value).name for key, value in entry.items() if isinstance(value, str)})
+            entry["coarse"] = [value and Path(value).name for value in entry["coarse"]]
+            if not any(entry["coarse"]):
+                del entry["coarse"]
+        for source in kept["coarse"]["sources"]:
+            source["table"] = Path(source["table"]).name
         for key in ("encoder_weights", "start"):
             if kept["network"][key] is not None:
                 kept["network"][key] = Path(kept["network"][key]).name
@@ -305,7 +362,7 @@ def check(given: Mapping[str, Any]) -> TrainConfig:
 
 
 def _fault(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"]) or "the whole"
+    path = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known = sorted(_section(fault["loc"][:-1]).model_fields)
         close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
@@ -314,6 +371,8 @@ def _fault(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{path} is missing"
     told = fault["msg"].removeprefix("Value error, ")
+    if not path:
+        return str(told)
     given = "" if isinstance(fault["input"], dict) else f" = {fault['input']!r}"
     return f"{path}{given}: {told[0].lower()}{told[1:]}"
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from geoseg.errors import ConfigError
 from geoseg.outputs.staging import check_place
 from geoseg.training.config import TrainConfig, check, read_config
 from geoseg.training.lightning import accelerator, hushed, loggers, precision
@@ -145,6 +146,10 @@ def _course(config: TrainConfig) -> Callable[..., Run]:
     """Return what makes the run of a configuration."""
     if config.network.name not in _COURSES:
         return LoopRun
+    if config.targets == "coarse":
+        raise ConfigError(
+            f"targets is coarse, but network {config.network.name} learns from fine labels alone: choose another."
+        )
     module, _, name = _COURSES[config.network.name].partition(":")
     made: Callable[..., Run] = getattr(import_module(module), name)
     return made
@@ -162,6 +167,7 @@ class LoopRun:
         tell: Callable[[str], None] | None,
     ) -> None:
         from geoseg import losses, networks
+        from geoseg.training.coarse_module import opened_tables
         from geoseg.training.patches import Judging
         from geoseg.training.priors import SpoiltMasks, SpoiltSquares, refuse_unfit
         from geoseg.training.starting import measured_scaling, open_drawing, scaling_of
@@ -173,7 +179,8 @@ class LoopRun:
         if self.refines:
             refuse_unfit(config)
         self.loss = None if self.refines else losses.create(config.loss, num_classes=len(classes))
-        self.drawing, judged = open_drawing(config, progress)
+        self.tables = opened_tables(config) if config.targets == "coarse" else []
+        self.drawing, judged = open_drawing(config, progress, self.tables, tell)
         self.sites = sites = self.drawing.sites
         self.judging: Judging = Judging.of(judged, loop.patch)
         self.source: Source = self.drawing
@@ -201,6 +208,7 @@ class LoopRun:
     def _module(self, network: Any) -> TrainingModule:
         from geoseg.losses.refinement import RefinementLoss
         from geoseg.losses.supervision import Supervision
+        from geoseg.training.coarse_module import CoarseModule, loss_of
         from geoseg.training.module import TrainingModule
         from geoseg.training.refiner import RefinerModule
         from geoseg.training.starting import encoder_of, find_encoder
@@ -212,7 +220,11 @@ class LoopRun:
         made = (self._scalings, config, self._batches, self._where)
         if self.loss is None:
             return RefinerModule(network, encoder, RefinementLoss(), *made)
-        return TrainingModule(network, encoder, Supervision(self.loss, self.settings.name), *made)
+        supervision = Supervision(self.loss, self.settings.name)
+        if self.tables:
+            module = CoarseModule(network, encoder, supervision, *made)
+            return module.learn_from([loss_of(*each) for each in zip(self.tables, config.coarse.sources, strict=True)])
+        return TrainingModule(network, encoder, supervision, *made)
 
     def _batches(self, step: int, rank: int, world: int) -> Any:
         from geoseg.training.patches import Loader, batches_from

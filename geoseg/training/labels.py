@@ -22,11 +22,10 @@ from geoseg.errors import LabelsError
 from geoseg.geodesy import pixel_size, projection
 from geoseg.scene import Scene
 from geoseg.source import gdal_environment, open_raster, reading
-from geoseg.training.config import DataConfig
+from geoseg.training.config import VECTOR, DataConfig
 from geoseg.training.polygons import borders, burn, footprint, read_polygons
 
 IGNORE = 255
-_VECTOR = (".geojson", ".json", ".geojsonl", ".gpkg", ".fgb", ".shp", ".parquet", ".kml", ".gml", ".zip", ".sqlite")
 # From this many pixels of a label raster per pixel on, the commonest of them is taken instead of the nearest.
 _COARSER = 1.5
 
@@ -43,6 +42,15 @@ class Labels(ABC):
         Raises:
             LabelsError: a value of a raster that is no class.
         """
+
+
+@dataclass(frozen=True)
+class NoLabels(Labels):
+    """Of a scene that nothing is known of pixel by pixel."""
+
+    def burn(self, affine: Affine, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return 255 everywhere."""
+        return np.full(shape, IGNORE, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def open_labels(path: str, scene: Scene, data: DataConfig) -> Labels:
         LabelsError: unreadable, elsewhere than the scene, without CRS, or with values that are no class.
         SceneError: a raster that cannot be opened.
     """
-    if path.lower().split("?")[0].endswith(_VECTOR):
+    if path.lower().split("?")[0].endswith(VECTOR):
         return _vector(path, scene, data)
     return _raster(path, scene, data)
 

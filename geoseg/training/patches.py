@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import LabelsError
 from geoseg.grid import Window
+from geoseg.training.blocks import Blocks
 from geoseg.training.labels import IGNORE
 from geoseg.training.sampling import Place, Sampler
 from geoseg.training.site import Site, windows_of
@@ -28,7 +29,7 @@ class Patch:
     """``pixels`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``labels`` (H, W) uint8, 255 for unknown.
 
     ``site`` is the number of the site it is of, among those that are trained on or among those that are judged on;
-    ``prior`` (H, W) bool is the rough mask that a refiner is given.
+    ``prior`` (H, W) bool is the rough mask that a refiner is given; ``blocks`` are coarse labels, by their source.
     """
 
     pixels: NDArray[Any]
@@ -36,6 +37,12 @@ class Patch:
     labels: NDArray[np.uint8]
     site: int = 0
     prior: NDArray[np.bool_] | None = None
+    blocks: Mapping[int, Blocks] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of the classes of its pixels."""
+        return bool((self.labels != IGNORE).any()) or any((each.numbers >= 0).any() for each in self.blocks.values())
 
 
 class Source(Protocol):
@@ -65,7 +72,8 @@ def read_patch(site: Site, place: Place, side: int) -> Patch:
     pixels = site.pixels_on(to_site, (side, side), place.scale)
     labels = site.labels_on(to_site, (side, side))
     labels[~pixels.valid] = IGNORE
-    return turned(Patch(pixels.data, pixels.valid, labels), place.turn)
+    blocks = site.blocks_on(to_site, pixels.valid)
+    return turned(Patch(pixels.data, pixels.valid, labels, blocks=blocks), place.turn)
 
 
 def read_window(site: Site, window: Window) -> Patch:
@@ -76,11 +84,13 @@ def read_window(site: Site, window: Window) -> Patch:
         LabelsError: a label there that is no class.
     """
     pixels = site.scene.read(window)
-    labels = site.labels_on(Affine.translation(window.col, window.row), window.shape)
+    to_site = Affine.translation(window.col, window.row)
+    labels = site.labels_on(to_site, window.shape)
     outside = np.ones(window.shape, bool)
     outside[window.intersect(site.scene.window).within(window)] = False
-    labels[outside | ~pixels.valid] = IGNORE
-    return Patch(pixels.data, pixels.valid, labels)
+    seen = pixels.valid & ~outside
+    labels[~seen] = IGNORE
+    return Patch(pixels.data, pixels.valid, labels, blocks=site.blocks_on(to_site, seen))
 
 
 def turned(patch: Patch, turn: int) -> Patch:
@@ -90,7 +100,10 @@ def turned(patch: Patch, turn: int) -> Patch:
         flipped = array[..., ::-1] if turn & 4 else array
         return np.ascontiguousarray(np.rot90(flipped, turn & 3, axes=(-2, -1)))
 
-    return patch if turn == 0 else Patch(do(patch.pixels), do(patch.valid), do(patch.labels), patch.site)
+    if turn == 0:
+        return patch
+    blocks = {number: each.turned(turn) for number, each in patch.blocks.items()}
+    return Patch(do(patch.pixels), do(patch.valid), do(patch.labels), patch.site, blocks=blocks)
 
 
 @dataclass(frozen=True)
@@ -124,7 +137,7 @@ class Drawing:
         for _ in range(_TRIES):
             place = self._drawn(random)
             patch = read_patch(self.sites[place.site], place, self.side)
-            if patch.valid.mean() >= self.min_valid and (patch.labels != IGNORE).any():
+            if patch.valid.mean() >= self.min_valid and patch.known:
                 break
         return replace(patch, site=place.site)
 
@@ -178,18 +191,35 @@ def collate(patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
 
     These are ``pixels`` (N, C, H, W) uint8 or float32, ``valid`` bool and ``labels`` uint8 (N, H, W), and of each patch
     its number and that of its site, ``numbers`` and ``sites`` (N,).
-    Patches with a prior add ``prior`` (N, H, W) bool.
+    Patches with a prior add ``prior`` (N, H, W) bool, those with coarse labels from source ``i`` add ``blocks_i``
+    (N, H, W) int64, -1 for no block, and ``block_classes_i`` (N, B) int64, -1 for no such block.
     """
     pixels = np.stack([patch.pixels for patch in patches])
     priors = [patch.prior for patch in patches if patch.prior is not None]
     return {
         **({"prior": torch.from_numpy(np.stack(priors))} if priors else {}),
+        **_coarse(patches),
         "pixels": torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)),
         "valid": torch.from_numpy(np.stack([patch.valid for patch in patches])),
         "labels": torch.from_numpy(np.stack([patch.labels for patch in patches])),
         "numbers": torch.tensor(numbers),
         "sites": torch.tensor([patch.site for patch in patches]),
     }
+
+
+def _coarse(patches: Sequence[Patch]) -> Batch:
+    found: Batch = {}
+    for number in sorted({number for patch in patches for number in patch.blocks}):
+        each = [patch.blocks.get(number) for patch in patches]
+        numbers = [np.full(patches[0].labels.shape, -1) if blocks is None else blocks.numbers for blocks in each]
+        most = max(len(blocks.ids) for blocks in each if blocks is not None)
+        classes = np.full((len(patches), most), -1, np.int64)
+        for row, blocks in zip(classes, each, strict=True):
+            if blocks is not None:
+                row[: len(blocks.ids)] = blocks.classes
+        found[f"blocks_{number}"] = torch.from_numpy(np.stack(numbers).astype(np.int64))
+        found[f"block_classes_{number}"] = torch.from_numpy(classes)
+    return found
 
 
 class Loader:

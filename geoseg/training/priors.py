@@ -26,6 +26,8 @@ def refuse_unfit(config: TrainConfig) -> None:
         ConfigError: a loss, mixed patches, or patches that the network does not take.
     """
     info = networks.info(config.network.name)
+    if config.targets == "coarse":
+        raise ConfigError(f"targets is coarse, but network {info.name} refines masks: leave targets at fine.")
     if "loss" in config.model_fields_set:
         raise ConfigError(f"loss is {config.loss!r}, but network {info.name} has a loss of its own: leave loss out.")
     if config.mixing.alpha:

@@ -9,12 +9,12 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from geoseg.classes import Classes
 from geoseg.errors import LabelsError
 from geoseg.grid import ChunkGrid, Window
 from geoseg.training.config import SamplingConfig
@@ -50,14 +50,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Count:
-    """Labelled pixels of a site by class and cell: ``pixels`` (K, rows, columns), cells of ``cell`` site pixels."""
+    """Labelled pixels of a site by class and cell: ``pixels`` (K, rows, columns), cells of ``cell`` site pixels.
+
+    Of a site with coarse labels, by coarse class.
+    """
 
     pixels: NDArray[np.float64]
     cell: float
 
 
-def count(site: Site, num_classes: int, patch: int) -> Count:
+def count(site: Site, num_classes: int, patch: int, *, coarse: bool = False) -> Count:
     """Count the labelled pixels that hold data where the site is trained on.
+
+    With ``coarse`` the classes are those of the first source of coarse labels, and the last of the ``num_classes`` is
+    what has a label all the same.
 
     Raises:
         SceneError: the scene cannot be read.
@@ -72,7 +78,9 @@ def count(site: Site, num_classes: int, patch: int) -> Count:
     block = max(1, _BLOCK // side) * side
     for window in ChunkGrid(shape, block):
         to_site = Affine.scale(step) * Affine.translation(window.col, window.row)
-        labels = site.labels_on(to_site, window.shape)
+        labels: NDArray[Any] = site.labels_on(to_site, window.shape)
+        if coarse:
+            labels = _kinds(site, to_site, labels, num_classes - 1)
         if (labels != IGNORE).any():
             labels[~_valid(site, window, step, to_site)] = IGNORE
         row, col = np.nonzero(labels != IGNORE)
@@ -80,6 +88,18 @@ def count(site: Site, num_classes: int, patch: int) -> Count:
         flat = labels[row, col].astype(np.int64) * rows * cols + cells
         pixels += np.bincount(flat, minlength=pixels.size).reshape(pixels.shape)
     return Count(pixels * step * step, side * step)
+
+
+def _kinds(site: Site, to_site: Affine, labels: NDArray[np.uint8], others: int) -> NDArray[np.int16]:
+    """Return the coarse class of each pixel from the first source, ``others`` where another label is known."""
+    found = np.where(labels != IGNORE, others, IGNORE).astype(np.int16)
+    affine = site.scene.geobox.affine * to_site
+    inside = site.inside(to_site, labels.shape)
+    for number in sorted(site.coarse, reverse=True):
+        blocks = site.coarse[number][0].blocks(affine, labels.shape)
+        known = blocks.numbers >= 0 if inside is None else (blocks.numbers >= 0) & inside
+        found[known] = blocks.classes[blocks.numbers[known]] if number == 0 else others
+    return found
 
 
 def _valid(site: Site, window: Window, step: float, to_site: Affine) -> NDArray[np.bool_]:
@@ -93,7 +113,7 @@ class Sampler:
 
     Args:
         counts: of all sites.
-        classes: their table.
+        names: of the classes.
         sampling: how classes are balanced.
         augment: how patches are varied.
         seed: of everything drawn.
@@ -105,7 +125,7 @@ class Sampler:
     def __init__(
         self,
         counts: Sequence[Count],
-        classes: Classes,
+        names: Sequence[str],
         sampling: SamplingConfig,
         augment: AugmentConfig,
         seed: int,
@@ -113,14 +133,14 @@ class Sampler:
         self._shapes = [item.pixels.shape[1:] for item in counts]
         self._cells = [item.cell for item in counts]
         self._starts = np.cumsum([0, *(rows * cols for rows, cols in self._shapes)])
-        self.pixels = np.concatenate([item.pixels.reshape(len(classes), -1) for item in counts], axis=1)
+        self.pixels = np.concatenate([item.pixels.reshape(len(names), -1) for item in counts], axis=1)
         totals = self.pixels.sum(axis=1)
         if not totals.any():
             raise LabelsError(
                 "no pixel to train on has a label: check where the labels lie, what the validation leaves of the "
                 "scenes, and the values that are ignored."
             )
-        missing = [item.name for item, total in zip(classes, totals, strict=True) if total == 0]
+        missing = [name for name, total in zip(names, totals, strict=True) if total == 0]
         if missing:
             raise LabelsError(
                 f"no training label is of class {', '.join(missing)}: leave the class out, or give labels that have it."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,8 +20,11 @@ from geoseg.errors import ConfigError, SceneError
 from geoseg.grid import Window
 from geoseg.scene import Pixels, Scene, open_scene
 from geoseg.source import gdal_environment, open_raster, reading
+from geoseg.training.blocks import Blocks
+from geoseg.training.coarse_config import CoarseSourceConfig
+from geoseg.training.coarse_labels import CoarseLabels, open_coarse, open_table
 from geoseg.training.config import SceneConfig, TrainConfig
-from geoseg.training.labels import IGNORE, Labels, open_labels, outline
+from geoseg.training.labels import IGNORE, Labels, NoLabels, open_labels, outline
 from geoseg.training.polygons import burn, footprint, read_polygons
 from geoseg.warp import Warp
 
@@ -39,6 +42,7 @@ class Site:
         overviews: factors of the file's overviews.
         labels: what is known of it.
         area: polygons, in the scene's CRS, outside of which labels do not count.
+        coarse: coarse labels by the number of their source, with how they are read there.
     """
 
     scene: Scene
@@ -46,16 +50,43 @@ class Site:
     overviews: tuple[int, ...]
     labels: Labels
     area: NDArray[np.object_]
+    coarse: Mapping[int, tuple[CoarseLabels, CoarseSourceConfig]] = field(default_factory=dict)
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     def labels_on(self, to_site: Affine, shape: tuple[int, int]) -> NDArray[np.uint8]:
         """Return positions in the class table, (H, W), 255 outside the area; ``to_site`` leads to site pixels."""
-        affine = self.scene.geobox.affine * to_site
-        labels = self.labels.burn(affine, shape)
-        if not shapely.covers(self.area, outline(affine, shape)).any():
-            inside = burn(self.area, np.ones(len(self.area), np.uint8), affine, shape, fill=0)
-            labels[inside == 0] = IGNORE
+        labels = self.labels.burn(self.scene.geobox.affine * to_site, shape)
+        inside = self.inside(to_site, shape)
+        if inside is not None:
+            labels[~inside] = IGNORE
         return labels
+
+    def blocks_on(self, to_site: Affine, valid: NDArray[np.bool_]) -> dict[int, Blocks]:
+        """Return the blocks of each source on a grid, without those that are cut too much by its edge or by ``valid``.
+
+        Args:
+            to_site: leads to site pixels.
+            valid: (H, W), pixels that hold data.
+
+        Raises:
+            LabelsError: a coarse class without statistics.
+        """
+        affine, found = self.scene.geobox.affine * to_site, {}
+        inside = self.inside(to_site, valid.shape) if self.coarse else None
+        seen = valid if inside is None else valid & inside
+        for number, (labels, how) in self.coarse.items():
+            blocks = labels.blocks(affine, valid.shape)
+            held = blocks.where(seen).whole(labels.areas(blocks, affine), how.min_block_fraction)
+            # What is cut off by an edge of the data is no border of blocks.
+            found[number] = held.where(blocks.eroded(how.block_erode).numbers >= 0) if how.block_erode else held
+        return found
+
+    def inside(self, to_site: Affine, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """Return where a grid lies in the area, (H, W); None for everywhere."""
+        affine, size = self.scene.geobox.affine * to_site, (shape[0], shape[1])
+        if shapely.covers(self.area, outline(affine, size)).any():
+            return None
+        return burn(self.area, np.ones(len(self.area), np.uint8), affine, size, fill=0) > 0
 
     @cached_property
     def _metres(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -124,21 +155,32 @@ def open_sites(config: TrainConfig) -> tuple[list[Site], list[Site]]:
     training: list[Site] = []
     judged: list[Site] = []
     metres = config.data.resolution
+    tables = [open_table(source, config) for source in config.coarse.sources]
     for entry in config.data.scenes:
         native, scene = _open(config, entry, metres)
         metres = metres or min(scene.resolution)
         held = _area(config, entry.validation, scene)
         kept = _area(config, entry.train, scene)
         area = footprint(scene) if kept is None else kept
-        labels = open_labels(config.path(entry.labels), scene, config.data)
+        labels = _labels(config, entry, scene)
         make = _maker(native, scene, labels)
-        training.append(make(area if held is None else shapely.difference(area, held)))
+        site = make(area if held is None else shapely.difference(area, held))
+        coarse = {
+            number: (open_coarse(config.path(path), scene, source, table), source)
+            for number, (path, source, table) in enumerate(
+                zip(entry.coarse, config.coarse.sources, tables, strict=False)
+            )
+            if path is not None
+        }
+        # Fine labels that count for nothing must not be drawn from either.
+        kept_labels = labels if config.targets == "fine" or config.coarse.fine_weight else NoLabels()
+        training.append(replace(site, coarse=coarse, labels=kept_labels))
         if held is not None:
             judged.append(make(held))
     for entry in config.data.validation_scenes:
         native, scene = _open(config, entry, metres)
         area = _area(config, entry.validation, scene)
-        labels = open_labels(config.path(entry.labels), scene, config.data)
+        labels = _labels(config, entry, scene)
         judged.append(_maker(native, scene, labels)(footprint(scene) if area is None else area))
     _refuse_other_bands([*training, *judged])
     return training, judged
@@ -147,6 +189,10 @@ def open_sites(config: TrainConfig) -> tuple[list[Site], list[Site]]:
 def _open(config: TrainConfig, entry: SceneConfig, metres: float | None) -> tuple[Scene, Scene]:
     native = open_scene(config.path(entry.image), bands=config.data.bands)
     return native, native if metres is None else native.at_resolution(metres)
+
+
+def _labels(config: TrainConfig, entry: SceneConfig, scene: Scene) -> Labels:
+    return NoLabels() if entry.labels is None else open_labels(config.path(entry.labels), scene, config.data)
 
 
 def _maker(native: Scene, scene: Scene, labels: Labels) -> Callable[[Any], Site]:

@@ -6,6 +6,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,33 +21,65 @@ from geoseg.segmenters.checkpoint_files import read_checkpoint
 from geoseg.segmenters.network import load_tensors
 from geoseg.training.config import NetworkConfig, TrainConfig
 from geoseg.training.patches import Drawing
-from geoseg.training.sampling import Sampler, count
+from geoseg.training.sampling import Count, Sampler, count
 from geoseg.training.site import Site, open_sites, refuse_large_patches
+
+if TYPE_CHECKING:
+    from geoseg.training.coarse_tables import CoarseTable
 
 _ENCODERS = ("encoder", "backbone", "feats")
 # Of an encoder's own weights, at least this share must be in a file that is said to hold them.
 _LEAST_FOUND = 0.9
 
 
-def open_drawing(config: TrainConfig, progress: Callable[[str, int, int], None] | None) -> tuple[Drawing, list[Site]]:
+def open_drawing(
+    config: TrainConfig,
+    progress: Callable[[str, int, int], None] | None,
+    tables: Sequence[CoarseTable] = (),
+    tell: Callable[[str], None] | None = None,
+) -> tuple[Drawing, list[Site]]:
     """Open the scenes, count their labels, and return where patches are drawn, and the sites to be judged on.
 
+    Args:
+        config: of the training.
+        progress: called with a stage, steps done, and steps in all.
+        tables: of the coarse labels that are learned from; none where fine labels are.
+        tell: called with what the coarse classes that occur can teach.
+
     Raises:
-        ConfigError: patches too large for a scene.
+        ConfigError: patches too large for a scene, or a coarse class without statistics.
         SceneError: a scene that cannot be used.
         LabelsError: labels that cannot be used, or none where there must be some.
     """
     sites, judged = open_sites(config)
     refuse_large_patches(sites, config)
-    loop, classes, counts = config.training, config.data.table(), []
+    loop, counts = config.training, []
+    names = [*tables[0].names, "another label"] if tables else [item.name for item in config.data.table()]
     for done, site in enumerate(sites):
         if progress is not None:
             progress("counting labels", done, len(sites))
-        counts.append(count(site, len(classes), loop.patch))
+        counts.append(count(site, len(names), loop.patch, coarse=bool(tables)))
     if progress is not None:
         progress("counting labels", len(sites), len(sites))
-    sampler = Sampler(counts, classes, config.sampling, config.augment, loop.seed)
+    if tables:
+        names, counts = _occurring(names, counts, tables, tell)
+    sampler = Sampler(counts, names, config.sampling, config.augment, loop.seed)
     return Drawing(sites, sampler, loop.patch, config.sampling.min_valid), judged
+
+
+def _occurring(
+    names: list[str], counts: list[Count], tables: Sequence[CoarseTable], tell: Callable[[str], None] | None
+) -> tuple[list[str], list[Count]]:
+    """Return the coarse classes that occur, and their counts; tell what they can teach."""
+    from geoseg.training.coarse_module import told_of
+
+    totals = sum(item.pixels.sum((1, 2)) for item in counts)
+    for told in told_of(tables, totals):
+        if tell is not None:
+            tell(told)
+    there = totals > 0
+    occurring = [name for name, found in zip(names, there, strict=True) if found]
+    return occurring, [replace(item, pixels=item.pixels[there]) for item in counts]
 
 
 def scaling_of(config: TrainConfig, known: Normalisation | None, sites: Sequence[Site]) -> Normalisation | None:

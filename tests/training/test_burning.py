@@ -154,7 +154,7 @@ def test_scenes_of_several_grids_in_one_training(tmp_path: Path) -> None:
     for site in sites:
         assert site.scene.resolution == pytest.approx((0.8, 0.8), rel=0.02)
     counts = [count(site, 2, 32) for site in sites]
-    sampler = Sampler(counts, config.data.table(), config.sampling, config.augment, 0)
+    sampler = Sampler(counts, [c.name for c in config.data.table()], config.sampling, config.augment, 0)
     drawing = Drawing(sites, sampler, 32, 0.25)
     met = np.zeros((3, 2))
     for number in range(60):

@@ -122,7 +122,7 @@ def test_nothing_is_known_beyond_the_scene_or_of_what_is_judged(wedge: tuple[Pat
 def test_batches_are_the_same_whoever_reads_them(wedge: tuple[Path, Path, Path]) -> None:
     given = config_of(*wedge[:2])
     site = site_of(*wedge[:2])
-    sampler = Sampler([count(site, 2, 32)], given.data.table(), given.sampling, given.augment, 5)
+    sampler = Sampler([count(site, 2, 32)], [c.name for c in given.data.table()], given.sampling, given.augment, 5)
     drawing = Drawing([site], sampler, 32, 0.25)
     alone, helped = (list(Loader(drawing, batches_from(1, 4, 3, 0, 1), workers=n)) for n in (0, 3))
     assert [batch["numbers"].tolist() for batch in alone] == [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
@@ -153,7 +153,7 @@ def test_classes_are_balanced_and_places_follow_the_labels(tmp_path: Path) -> No
                 "sampling": {"balance": balance},
             }
         )
-        sampler = Sampler([counted], config.data.table(), config.sampling, config.augment, 1)
+        sampler = Sampler([counted], [c.name for c in config.data.table()], config.sampling, config.augment, 1)
         places = [sampler.draw(sampler.random(i)) for i in range(4000)]
         inside = np.array([64 <= p.centre[0] < 80 and 32 <= p.centre[1] < 48 for p in places])
         assert inside.mean() == pytest.approx(share, abs=4 * math.sqrt(0.25 / 4000))
@@ -179,4 +179,4 @@ def test_a_class_without_labels_is_refused(wedge: tuple[Path, Path, Path]) -> No
     config = config_of(wedge[0], wedge[2], classes="background,thing,fence")
     site = open_sites(config)[0][0]
     with pytest.raises(LabelsError, match="no training label is of class fence"):
-        Sampler([count(site, 3, 32)], config.data.table(), config.sampling, config.augment, 0)
+        Sampler([count(site, 3, 32)], [c.name for c in config.data.table()], config.sampling, config.augment, 0)
