@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -15,41 +16,71 @@ from geoseg_cli.report import say_report
 @click.argument("scene")
 @click.argument("out", type=click.Path())
 @click.option(
-    "--method", default="feature-clustering", show_default=True, metavar="NAME", help="How segments are found."
+    "--method",
+    default="feature-clustering",
+    show_default=True,
+    metavar="NAME",
+    help="feature-clustering, superpixel-backprop (borders along superpixels) or active-contour (bright and dark).",
 )
 @click.option(
     "--segments", type=click.IntRange(min=1), metavar="K", help="Merge to K segments [default: as many as are found]."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random start.")
+@click.option(
+    "--scribbles",
+    type=click.Path(),
+    metavar="F",
+    help="Vector file of marks on the scene, whose names become segments.",
+)
+@click.option(
+    "--scribble-field", default="class", show_default=True, metavar="NAME", help="Attribute that names the marks."
+)
+@click.option(
+    "--reference", "references", multiple=True, metavar="F", help="Fit to this scene in place of SCENE; repeatable."
+)
+@click.option(
+    "--names",
+    type=click.Path(),
+    metavar="FILE",
+    help="What segments are called: CSV lines value,name[,#rrggbb], or JSON; those of one name are merged.",
+)
 @click.option("--save-model", type=click.Path(), metavar="F", help="Keep the fitted method as a bundle for predict.")
+@click.option("--set", "more", multiple=True, metavar="KEY=JSON", help="Further setting of the method; repeatable.")
 @run_options
 def command(
     scene: str,
     out: str,
-    method: str,
     segments: int | None,
     seed: int,
-    save_model: str | None,
+    more: tuple[str, ...],
     quiet: bool,
     **options: Any,
 ) -> None:
     """Segment SCENE without a model or labels, and write the segments as polygons to OUT.
 
     The method is fitted once to a sample of the scene and then applied everywhere, so a segment's number means the
-    same in every corner; what it means on the ground is for you to say.
+    same in every corner; what it means on the ground is for you to say, with --names or `geoseg name`.
 
     \b
     Example:
       geoseg cluster scene.tif segments.gpkg --segments 6 --save-model segments.safetensors
+      geoseg cluster scene.tif water.gpkg --method active-contour --bands 4 --set polarity=dark
     """
     import geoseg
     from geoseg.engine.allocator import keep_freed_memory
-    from geoseg.segmenters.clustering_fit import ClusteringSettings
 
-    settings = ClusteringSettings(target_segments=segments, seed=seed)
+    settings = {"target_segments": segments, "seed": seed, **dict(map(_setting, more))}
     keep_freed_memory()
     with shown(quiet) as progress:
-        report = geoseg.cluster(
-            scene, out, method=method, settings=settings, save_model=save_model, progress=progress, **options
-        )
+        report = geoseg.cluster(scene, out, settings=settings, progress=progress, **options)
     say_report(report)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--set")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value

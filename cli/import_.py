@@ -85,13 +85,13 @@ def _of_weights(
     path: str, *, network: str | None, bands: list[str] | None, settings: dict[str, Any], answer: str, **options: Any
 ) -> tuple[Any, Any]:
     from geoseg.errors import ConfigError
-    from geoseg.segmenters.checkpoints import import_checkpoint
+    from geoseg.segmenters.making import import_model
 
     if network is None:
         raise ConfigError(f"{path} holds weights alone: say with --network which of `geoseg networks` they belong to.")
     if answer != "auto":
         raise ConfigError("--answer is for ONNX models: leave it out.")
-    description, tensors, match = import_checkpoint(
+    description, tensors, match = import_model(
         path, network, bands=bands or ["red", "green", "blue"], options=settings, **options
     )
     where = f" behind {match.prefix!r}" if match.prefix else ""

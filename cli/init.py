@@ -50,14 +50,14 @@ def command(
     from geoseg.bundle import write_bundle
     from geoseg.classes import Classes
     from geoseg.outputs.staging import check_place
-    from geoseg.segmenters.network import new_bundle
+    from geoseg.segmenters.making import new_model
 
     check_place(model, overwrite)
     if halo != "auto" and not halo.isdigit():
         raise click.BadParameter(f"{halo!r} is neither a number of pixels nor 'auto'.", param_hint="--halo")
     reach: int | Literal["auto"] = "auto" if halo == "auto" else int(halo)
     names = [f"band {i + 1}" for i in range(int(bands))] if bands.isdigit() else [b.strip() for b in bands.split(",")]
-    description, tensors = new_bundle(
+    description, tensors = new_model(
         network,
         bands=names,
         classes=Classes.parse(classes),

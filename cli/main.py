@@ -18,6 +18,7 @@ from geoseg.errors import ConfigError, GeosegError
 _COMMANDS = {
     "predict": "Segment a scene with a model and write class polygons.",
     "cluster": "Segment a scene without a model or labels.",
+    "name": "Name the segments that cluster found.",
     "refine": "Bring labels to the edges of the image below them.",
     "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",
@@ -77,6 +78,9 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         # The process ends with the command: what it leaves need not be searched for garbage first.
         atexit.register(gc.freeze)
+        from geoseg.engine.waiting import sleep_soon
+
+        sleep_soon()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from geoseg.networks import NetworkInfo
     from geoseg.networks.facts import Facts
 
-_HEADINGS = ("name", "encoder", "parameters", "MACs", "stride", "exact", "halo", "differ", "what it is")
+_HEADINGS = ("name", "encoder", "parameters", "MACs", "stride", "exact", "halo", "differ", "needs", "what it is")
 
 
 @click.command("networks")
@@ -23,7 +23,7 @@ def command(name: str | None, as_json: bool) -> None:
 
     The list gives the default encoder, the parameters, the multiply-adds (MACs) for 512 × 512 pixels, the stride,
     whether tiles give exactly what one pass would, and what was measured before any training: the halo in pixels, and
-    the share of labels that differ from one pass with it.
+    the share of labels that differ from one pass with it.  What a network needs is said where it is more than a tile.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def command(name: str | None, as_json: bool) -> None:
     from geoseg import networks
     from geoseg.networks.facts import facts
 
-    chosen = networks.names() if name is None else (networks.info(name).name,)
+    chosen = networks.every_name() if name is None else (networks.info(name).name,)
     entries = [(networks.info(each), facts(each)) for each in chosen]
     if as_json:
         records = [_record(info, found) for info, found in entries]
@@ -50,7 +50,21 @@ def _row(info: NetworkInfo, found: Facts | None) -> tuple[str, ...]:
     measured = None if found is None else found.tiling
     tiling = ("-", "-") if measured is None else (str(measured.halo), f"{100 * measured.disagreement:.2g} %")
     exact = "yes" if info.tile_exact else "no"
-    return (info.name, info.encoder or "-", *counts, str(info.stride), exact, *tiling, info.summary)
+    return (
+        info.name,
+        info.encoder or "-",
+        *counts,
+        str(info.stride),
+        exact,
+        *tiling,
+        _needs(info) or "-",
+        info.summary,
+    )
+
+
+def _needs(info: NetworkInfo) -> str:
+    """Return what a network needs beside the pixels of a tile, nothing for most."""
+    return "labels" if info.needs_prior else "scene" if info.needs_scene else ""
 
 
 def _details(info: NetworkInfo, found: Facts | None) -> list[tuple[str, str]]:
@@ -64,6 +78,7 @@ def _details(info: NetworkInfo, found: Facts | None) -> list[tuple[str, str]]:
         ("stride", f"{info.stride} px"),
         ("smallest side", f"{info.min_size} px"),
         ("further outputs in training", ", ".join(info.auxiliary) or "-"),
+        *([("needs beside a tile", _needs(info))] if _needs(info) else []),
         ("tiles exact", "yes" if info.tile_exact else otherwise),
     ]
     if found is None:

@@ -120,9 +120,7 @@ _RUN = (
     click.option(
         "--blend",
         type=click.Choice(["crop", "hann"]),
-        default="crop",
-        show_default=True,
-        help="Cut tiles at their core, or weight them where they overlap.",
+        help="Cut tiles at their core, or weight them where they overlap [default: crop; for glnet hann].",
     ),
     click.option("--tta", is_flag=True, help="Average over flips and quarter turns of each tile (8 times the work)."),
     click.option(

@@ -22,6 +22,20 @@ from geoseg_cli.report import say_note, say_report
     help="Path, URL or name of a bundle; several make an ensemble [default: buildings, which ships with geoseg].",
 )
 @click.option("--refine", metavar="REFINER", help="Path, URL or name of a bundle that refines the model's labels.")
+@click.option(
+    "--refine-by",
+    type=click.Choice(["tile", "object"]),
+    default="tile",
+    show_default=True,
+    help="REFINER takes in a whole tile at once, or one connected object of a class after another "
+    "(those under 1024 pixels stay as they are).",
+)
+@click.option(
+    "--candidates",
+    type=click.Path(),
+    metavar="FILE",
+    help="Also write the boxes that a model with two passes looked at closely, with rounds and agreement.",
+)
 @run_options
 def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Segment SCENE with a model and write class polygons to OUT.

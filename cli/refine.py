@@ -18,6 +18,14 @@ from geoseg_cli.report import say_report
 @click.option("-m", "--model", required=True, metavar="REFINER", help="Path, URL or name of the bundle of a refiner.")
 @click.option("--attribute", metavar="NAME", help="Attribute of polygons that tells their class.")
 @click.option("--class", "one_class", metavar="CLASS", help="Class of all polygons of a file that tells none.")
+@click.option(
+    "--refine-by",
+    type=click.Choice(["tile", "object"]),
+    default="tile",
+    show_default=True,
+    help="The refiner takes in a whole tile at once, or one connected object of a class after another "
+    "(those under 1024 pixels stay as they are).",
+)
 @run_options
 def command(
     scene: str,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
+    from geoseg.engine.naming import name as name
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.refine import refine as refine
     from geoseg.engine.vectorize import vectorize as vectorize
@@ -38,6 +39,7 @@ _LAZY = {
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
     "load": ("geoseg.segmenters.loading", "load"),
+    "name": ("geoseg.engine.naming", "name"),
     "open": ("geoseg.scene", "open_scene"),
     "predict": ("geoseg.engine.predict", "predict"),
     "refine": ("geoseg.engine.refine", "refine"),
@@ -54,6 +56,7 @@ __all__ = [
     "evaluate",
     "load",
     "losses",
+    "name",
     "networks",
     "open",
     "predict",

@@ -89,15 +89,16 @@ class Description(BaseModel):
     Attributes:
         format: version of this layout.
         method: ``network`` (a module of :mod:`geoseg.networks`), ``refiner`` (one of those that refine a mask),
-            ``global-local`` (GLNet), ``feature-clustering``, or ``onnx`` (an ONNX file, whole, as the bytes of one
-            tensor).
+            ``global-local`` (GLNet), ``saliency`` (a pair of networks after RSTN), ``feature-clustering``,
+            ``superpixel-backprop``, ``active-contour``, or ``onnx``
+            (an ONNX file, whole, as the bytes of one tensor).
         settings: how to build it: for a network or refiner its name, encoder and options.
         bands: names of the input channels in order.
         resolution: true ground metres per pixel, None if any.
         normalisation: scaling of the bands, None if it is measured on each scene.
         classes: in channel order; of a refiner, those whose outlines it was trained on.
         tile, halo, stride: pixels, see :class:`geoseg.segmenters.interface.Spec`; the tile of a refiner is the side of
-            its crops.
+            its crops; of a pair they are the coarse network's, in pixels of the overview.
         tile_exact: whether tiled scores equal those of one pass.
         tiling: how that was measured; None in bundles from before it was.
         licence: SPDX name or sentence for the weights.
@@ -108,7 +109,16 @@ class Description(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int = FORMAT_VERSION
-    method: Literal["network", "refiner", "global-local", "feature-clustering", "onnx"]
+    method: Literal[
+        "network",
+        "refiner",
+        "global-local",
+        "saliency",
+        "feature-clustering",
+        "superpixel-backprop",
+        "active-contour",
+        "onnx",
+    ]
     settings: dict[str, Any]
     bands: list[str] = Field(min_length=1)
     resolution: float | None = Field(default=None, gt=0)

@@ -110,6 +110,30 @@ class Classes(Sequence[LabelClass]):
                 return known[name_or_id]
         raise LabelsError(f"there is no class {name_or_id!r}: the classes are {', '.join(c.name for c in self.items)}.")
 
+    def renamed(self, items: Iterable[LabelClass]) -> tuple[Classes, tuple[int, ...]]:
+        """Return the table with classes called and coloured as ``items`` say, by id; classes of one name become one.
+
+        Such a class keeps the smallest of its ids and the first of its colours; classes that no item is of stay as
+        they are.  Also returned is the new position of every class.
+
+        Raises:
+            LabelsError: an item is of no class, or gives a name that another class keeps.
+        """
+        told = {item.id: item for item in items}
+        for value in told:
+            self.by_id(value)  # refuses an unknown one
+        given = {item.name for item in told.values()}
+        for kept in self.items:
+            if kept.id not in told and kept.name in given:
+                raise LabelsError(f"{kept.name!r} is the name of class {kept.id}, which the names leave out: add it.")
+        made: dict[str, LabelClass] = {}
+        called = [told.get(item.id, item) for item in self.items]
+        for item in sorted(called, key=lambda each: each.id):
+            made.setdefault(item.name, item)
+        order = list(dict.fromkeys(item.name for item in called))
+        places = tuple(order.index(item.name) for item in called)
+        return Classes(tuple(made[name] for name in order), self.nodata), places
+
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return plain records, the form in bundles and in raster tags."""
         return [

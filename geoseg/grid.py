@@ -5,6 +5,7 @@ Everything here is pixel arithmetic on half-open rectangles; nothing reads a fil
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -245,6 +246,29 @@ def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, i
     folded = np.minimum(folded, 2 * length - folded)
     place = np.floor((folded - start) / step).astype(np.intp).clip(first, stop - 1)
     return first, stop, place - first
+
+
+def coarse_stretches(start: float, step: float, count: int, length: int) -> list[tuple[float, float, int]]:
+    """Return the stretches of an axis of ``length`` pixels to be read for ``count`` coarse pixels from ``start`` on.
+
+    Coarse pixels that an end of the axis cuts are read by themselves, from what of them lies inside, so that the others
+    keep their places.  Each stretch is its start, its stop, and the number of coarse pixels.
+
+    >>> coarse_stretches(-1, 4, 3, 10)
+    [(0.0, 3.0, 1), (3.0, 7.0, 1), (7.0, 10.0, 1)]
+    """
+    edges = start + np.arange(count + 1) * step
+    whole = [bool(low >= 0 and high <= length) for low, high in itertools.pairwise(edges.tolist())]
+    stretches = []
+    place = 0
+    for inside, group in itertools.groupby(whole):
+        own = len(list(group))
+        # At most one is cut at either end, and where both are, both by themselves.
+        for first, number in [(place, own)] if inside else [(place + i, 1) for i in range(own)]:
+            low, high = edges[first], edges[first + number]
+            stretches.append((float(max(0.0, low)), float(min(length, high)), number))
+        place += own
+    return stretches
 
 
 def reflected(start: int, stop: int, size: int) -> NDArray[np.intp]:

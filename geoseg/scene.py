@@ -22,8 +22,9 @@ from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import ground_resolution, projection
-from geoseg.grid import Window, coarse_span, mirror
+from geoseg.grid import Window, coarse_span, coarse_stretches, mirror
 from geoseg.source import (
+    OpenPerThread,
     alpha_band,
     band_names,
     choose_bands,
@@ -56,7 +57,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(OpenPerThread):
     """One raster as the program sees it.  Small and picklable: files are opened on first use, once per thread.
 
     Attributes:
@@ -82,14 +83,6 @@ class Scene:
     warp: Warp | None = None
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled scene, with no file open yet."""
-        self.__dict__.update(state, _open=threading.local())
-
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
@@ -105,6 +98,12 @@ class Scene:
     def resolution(self) -> tuple[float, float]:
         """True ground length in metres of one pixel along x and along y, at the centre."""
         return ground_resolution(self.geobox)
+
+    @property
+    def full(self) -> bool:
+        """Whether every pixel is known to hold data without being read."""
+        declared = self.alpha is not None or self.masked or any(value is not None for value in self.nodata)
+        return not declared and self.warp is None and np.dtype(self.dtype).kind != "f"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -150,12 +149,17 @@ class Scene:
         if any(stop <= start for start, stop, _ in spans):
             raise SceneError(f"{self.path} has no pixel at {window}: read a window that meets the scene.")
         (top, bottom, rows), (left, right, cols) = spans
-        place = RasterioWindow(
-            window.col + left * step, window.row + top * step, (right - left) * step, (bottom - top) * step
-        )
-        # The last coarse pixel may reach beyond the scene by less than half of itself.
-        place = place.intersection(RasterioWindow(0, 0, self.shape[1], self.shape[0]))
-        data, valid = self._read_inside(place, (bottom - top, right - left))
+        down = coarse_stretches(window.row + top * step, step, bottom - top, self.shape[0])
+        across = coarse_stretches(window.col + left * step, step, right - left, self.shape[1])
+        read = [
+            [
+                self._read_inside(RasterioWindow(x, y, x_stop - x, y_stop - y), (height, width))
+                for x, x_stop, width in across
+            ]
+            for y, y_stop, height in down
+        ]
+        data = np.concatenate([np.concatenate([part for part, _ in line], 2) for line in read], 1)
+        valid = np.concatenate([np.concatenate([part for _, part in line], 1) for line in read], 0)
         return Pixels(data[:, rows[:, None], cols], valid[rows[:, None], cols], window)
 
     def _read_inside(self, place: RasterioWindow, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -35,6 +35,18 @@ _GDAL_REMOTE = {
 _MOST_BLOCKS_CHECKED = 100_000
 
 
+class OpenPerThread:
+    """What opens its file once in each thread, in an attribute ``_open``, which stays behind when it is pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind."""
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore all else, with no file open yet."""
+        self.__dict__.update(state, _open=threading.local())
+
+
 def resolve(path: str | os.PathLike[str]) -> str:
     """Return ``path`` as GDAL opens it from any working folder: absolute if local, unchanged if a URL or ``/vsi…``."""
     text = os.fspath(path)

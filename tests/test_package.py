@@ -106,6 +106,7 @@ def test_every_import_of_the_product_is_a_stated_dependency() -> None:
     names = {entry.split(">")[0].split("[")[0].strip().replace("-", "_").lower() for entry in stated}
     # Import names that differ, and what comes for certain with a stated one.
     names |= {"odc", "affine", "yaml"} | ({"cloudpickle"} if "distributed" in names else set())
+    names |= {"skimage"} if "scikit_image" in names else set()
     names |= set(sys.stdlib_module_names) | {"geoseg", "geoseg_cli"}
     for path in FILES:
         for module in _imported(_tree(path)):

@@ -33,6 +33,7 @@ class Outputs:
     confidence: Path | None
     uncertainty: Path | None
     workdir: Path
+    candidates: Path | None = None
 
     @classmethod
     def check(cls, out: str | os.PathLike[str], options: Options) -> Outputs:
@@ -53,18 +54,22 @@ class Outputs:
         polygons = None if raster else main
         confidence = Path(options.confidence) if options.confidence else None
         uncertainty = Path(options.uncertainty) if options.uncertainty else None
-        wanted = [path.absolute() for path in (polygons, labels, confidence, uncertainty) if path is not None]
+        candidates = Path(options.candidates) if options.candidates else None
+        every = (polygons, labels, confidence, uncertainty, candidates)
+        wanted = [path.absolute() for path in every if path is not None]
         if len(set(wanted)) != len(wanted):
             raise ConfigError(f"two outputs share the path {wanted[0]}: give each its own.")
         if polygons is not None:
             check_output(polygons, options.overwrite)
+        if candidates is not None:
+            check_output(candidates, options.overwrite)
         for option, path in (("--labels", labels), ("--confidence", confidence), ("--uncertainty", uncertainty)):
             if path is not None and path.suffix.lower() not in _RASTERS:
                 raise ConfigError(f"{option} {path} is written as GeoTIFF: let its name end in .tif.")
             if path is not None:
                 check_place(path, options.overwrite)
         workdir = Path(options.workdir) if options.workdir else main.with_name(f".{main.name}.geoseg")
-        return cls(polygons, labels, confidence, uncertainty, workdir.absolute())
+        return cls(polygons, labels, confidence, uncertainty, workdir.absolute(), candidates)
 
     def check_scene(self, scene: Scene) -> None:
         """Refuse what this scene cannot be written to.
@@ -78,13 +83,15 @@ class Outputs:
         for name in self.files:
             if is_same_file(name, scene.path):
                 raise OutputError(f"{name} is the scene itself: give the output another name.")
-        if self.polygons is not None:
-            check_output(self.polygons, overwrite=True, crs=projection(scene.geobox))
+        for path in (self.polygons, self.candidates):
+            if path is not None:
+                check_output(path, overwrite=True, crs=projection(scene.geobox))
 
     @property
     def files(self) -> tuple[str, ...]:
         """Paths of the outputs, polygons first."""
-        return tuple(str(path) for path, _ in self.kinds())
+        known = [path for path, _ in self.kinds()]
+        return tuple(str(path) for path in (*known, self.candidates) if path is not None)
 
     def kinds(self) -> list[tuple[Path, Kind]]:
         """Return the outputs with what each shows, polygons first."""
@@ -142,7 +149,7 @@ def assemble(
         write_uncertainty_cog(source, outputs.uncertainty, plan.uncertainty)
         _tell(progress, "writing uncertainty", 1)
     files = outputs.files
-    if len(files) > 1:
+    if len(outputs.kinds()) > 1:
         definition = Path(files[0]).with_suffix(".qlr")
         crs = projection(plan.source.geobox)
         write_layer_definition(definition, [Layer(Path(f), kind, crs, plan.classes) for f, kind in outputs.kinds()])

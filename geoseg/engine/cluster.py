@@ -7,19 +7,19 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
 from distributed import Client, LocalCluster, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from geoseg.engine.allocator import keep_freed_memory
-from geoseg.engine.plan import Plan, Recipe
+from geoseg.engine.plan import Plan, Recipe, Work
 from geoseg.engine.store import ChunkStore
 from geoseg.errors import RunError, one_line
 
 if TYPE_CHECKING:
-    from geoseg.engine.chunk import Outcome
+    from geoseg.engine.canvas import Outcome
     from geoseg.engine.device import Runner
 
 # Seconds to wait for a scheduler, and for local workers, which import a good deal first.
@@ -32,7 +32,16 @@ _UNSEEN: dict[str, Any] = {
     "scheduler_kwargs": {"dashboard": False},
 }
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
-_JOBS: dict[str, Job] = {}
+_JOBS: dict[str, Task] = {}
+
+
+class Task(Protocol):
+    """What a worker does of a run, part by part."""
+
+    stopped: threading.Event
+
+    def segment(self, number: int) -> Outcome:
+        """Compute part ``number`` and put it where it is kept."""
 
 
 class Job:
@@ -54,7 +63,7 @@ class Job:
         with self._loading:
             if self._runner is None:
                 plan = self.plan
-                device = choose_device(plan.device, _worker_number())
+                device = choose_device(plan.device, worker_number())
                 self._runner = Runner(
                     plan.method.build() if isinstance(plan.method, Recipe) else plan.method,
                     plan.state,
@@ -82,7 +91,7 @@ class JobPlugin(WorkerPlugin):
 
     idempotent = True
 
-    def __init__(self, key: str, plan: Plan, workers: int) -> None:
+    def __init__(self, key: str, plan: Work, workers: int) -> None:
         self.name = f"geoseg-{key}"
         self.key = key
         self.plan = plan
@@ -92,7 +101,7 @@ class JobPlugin(WorkerPlugin):
         """Keep the plan on the worker."""
         if worker.nanny is not None:  # a process of Dask's, not one of somebody else's
             keep_freed_memory()
-        _JOBS.setdefault(self.key, Job(self.plan, self.workers))
+        _JOBS.setdefault(self.key, self.plan.task(self.workers))
 
     def teardown(self, worker: Any) -> None:
         """Drop it, and the model with it."""
@@ -118,7 +127,7 @@ def stop_local_job(key: str) -> None:
         job.stopped.set()
 
 
-def _worker_number() -> int:
+def worker_number() -> int:
     """Return a number for this worker, to share GPUs by; 0 for one without a number."""
     with contextlib.suppress(ValueError):
         name = str(get_worker().name).rsplit("-", 1)[-1]
@@ -167,7 +176,7 @@ def connected(workers: int = 0, scheduler: str | None = None) -> Iterator[tuple[
                         silence_logs=logging.CRITICAL,
                         memory_limit=0,
                         # Threads of several processes share the cores: let them sleep, not spin, while they wait.
-                        env={"OMP_WAIT_POLICY": "PASSIVE"},
+                        env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
                     )
                 )
                 client = stack.enter_context(Client(cluster, timeout=_START_TIMEOUT, set_as_default=False))

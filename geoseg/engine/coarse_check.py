@@ -136,8 +136,8 @@ def _write_cells(path: Path, blocks: RasterCells, ids: NDArray[np.int64], found:
     top, left = int(rows.min()), int(cols.min())
     columns = _columns(found)
     values = np.full((len(columns), int(rows.max()) - top + 1, int(cols.max()) - left + 1), np.nan, np.float32)
-    for band, residuals in zip(values, columns.values(), strict=True):
-        band[rows - top, cols - left] = residuals
+    for layer, residuals in zip(values, columns.values(), strict=True):
+        layer[rows - top, cols - left] = residuals
     with rasterio.open(
         path, "w", driver="GTiff", dtype="float32", count=len(values), height=values.shape[1], width=values.shape[2],
         crs=rasterio.crs.CRS.from_wkt(blocks.cells.crs.to_wkt()), nodata=np.nan, compress="deflate", predictor=3,

@@ -54,6 +54,13 @@ def choose_precision(asked: Precision, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
 
 
+def autocast_of(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes on a device use a number format."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
 def default_batch(tile: int, device: torch.device) -> int:
     """Return how many tiles go through the network at once where the user does not say."""
     return 1 if device.type == "cpu" else max(1, min(32, _GPU_BATCH_PIXELS // tile**2))
@@ -153,17 +160,12 @@ class Runner:
         where batches gain nothing, one tile; on a GPU a full batch, the last one filled up with copies.
         """
         count = len(tiles)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast_of(self.device, self.dtype):
             if self.one_by_one:
                 singles = [segment(one) for one in tiles.singles()]
                 return [torch.cat([value.float() for value in values]) for values in zip(*singles, strict=True)]
             tiles = tiles.to(self.device).filled(self.batch)
             return [value[:count].float() for value in segment(tiles)]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
 
     def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return label values and confidence (N, H, W), int16-safe integers, still on the device."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakValueDictionary
 
 import cloudpickle
@@ -13,12 +13,13 @@ import cloudpickle
 import geoseg
 from geoseg.classes import Classes
 from geoseg.errors import BundleError
-from geoseg.grid import ChunkGrid, TileGrid
+from geoseg.grid import ChunkGrid, TileGrid, Window
 from geoseg.scene import Scene
 from geoseg.segmenters.interface import Segmenter, State, View
 
 if TYPE_CHECKING:
     from geoseg.bundle import Bundle
+    from geoseg.engine.cluster import Job, Task
     from geoseg.engine.prior import Prior
     from geoseg.segmenters.macro_windows import MacroGrid
 
@@ -36,12 +37,16 @@ UNCERTAINTY_NODATA = -1.0
 class Recipe:
     """How a worker makes the segmenter: bundles by path and digest (several: an ensemble), and whether to augment.
 
-    ``refiner`` is the bundle that refines what they say; without any others, what it is given as a prior.
+    ``refiner`` is the bundle that refines what they say, tile by tile or object by object as ``refine_by`` says;
+    without any others, what it is given as a prior.
+    ``overview`` takes of a pair of networks the one that looks at the overview.
     """
 
     bundles: tuple[tuple[str, str], ...]
     tta: bool = False
     refiner: tuple[str, str] | None = None
+    refine_by: Literal["tile", "object"] = "tile"
+    overview: bool = False
 
     def build(self) -> Segmenter:
         """Load the bundles.
@@ -60,10 +65,15 @@ class Recipe:
             from geoseg.segmenters.refining import Refining
 
             first = None if not members else members[0] if len(members) == 1 else Ensemble(members)
-            segmenter: Segmenter = Refining(_opened(*self.refiner), first)
+            segmenter: Segmenter = Refining(_opened(*self.refiner), first, whole=self.refine_by)
         else:
             segmenter = members[0] if len(members) == 1 else Ensemble(members)
         segmenter = augmented(segmenter) if self.tta else segmenter
+        if self.overview:
+            from geoseg.segmenters.saliency import SaliencyNetwork
+
+            assert isinstance(segmenter, SaliencyNetwork)
+            segmenter = segmenter.coarse_pass()
         _BUILT[self] = segmenter
         return segmenter
 
@@ -91,6 +101,31 @@ def augmented(segmenter: Segmenter) -> Segmenter:
     from geoseg.segmenters.ensemble import TestTimeAugmentation
 
     return TestTimeAugmentation(segmenter)
+
+
+class Parts(Protocol):
+    """Numbered parts of a scene, from 0."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+
+    def window(self, number: int) -> Window:
+        """Return where part ``number`` lies."""
+
+
+class Work(Protocol):
+    """What a run computes part by part; picklable, for every worker gets it once."""
+
+    @property
+    def source(self) -> Scene:
+        """The scene that the parts are of."""
+
+    @property
+    def chunks(self) -> Parts:
+        """The parts."""
+
+    def task(self, workers: int) -> Task:
+        """Return what computes a part, on a machine whose cores so many workers share."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +174,18 @@ class Plan:
         """Whether the segmenter sees the grid of the outputs."""
         return self.model_scene.geobox == self.source.geobox
 
+    def task(self, workers: int) -> Job:
+        """Return what computes a chunk."""
+        from geoseg.engine.cluster import Job
+
+        return Job(self, workers)
+
     def fingerprint(self) -> str:
         """Return a digest of all that decides what the chunks hold: scene, method, options, version."""
         if isinstance(self.method, Recipe):
             method: Any = {"bundles": [digest for _, digest in self.method.bundles], "tta": self.method.tta}
             if self.method.refiner is not None:
-                method["refiner"] = self.method.refiner[1]
+                method["refiner"] = [self.method.refiner[1], self.method.refine_by]
         else:
             method = {"object": hashlib.sha256(cloudpickle.dumps((self.method, self.state))).hexdigest()}
         record = {

@@ -21,6 +21,7 @@ from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
     from geoseg.engine.prior import PriorFile
+    from geoseg.engine.saliency import TwoPasses
     from geoseg.segmenters.interface import Segmenter, Spec, State
     from geoseg.segmenters.macro_windows import MacroGrid
 
@@ -38,6 +39,7 @@ class Options:
 
     Attributes:
         labels, confidence, uncertainty: where label, confidence and uncertainty COGs go, if wanted.
+        candidates: where the boxes go that a model with two passes looked at closely, a vector file.
         aoi: vector file; pixels outside its polygons get no label.
         bands: indices (from 1) or names; by default those the model names, else all.
         nodata: value that means "no data", in place of what the file says.
@@ -46,9 +48,12 @@ class Options:
         chunk: pixels, rounded to whole tile cores; by default 2048, or 4096 where tiles are blended.
         tile: pixels, halo included.
         halo: pixels, or None for what the model asks.
-        blend: ``crop`` or ``hann``.
+        blend: ``crop`` or ``hann``; by default what fits the model: ``hann`` for macro-windows, which share a patch
+            with their neighbours for this, else ``crop``.
         tta: average over the eight flips and quarter turns of every tile.
         refine: path, URL or name of a bundle that refines the labels of the model.
+        refine_by: what a refiner takes in at a first look: the whole ``tile``, or each connected ``object`` of a class
+            with its surroundings, those of less than 1024 pixels left as they are.
         batch: tiles per forward pass; 0 chooses by device.
         min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
             keep_background: see :class:`geoseg.engine.selection.Selection`.
@@ -62,6 +67,7 @@ class Options:
     labels: str | None = None
     confidence: str | None = None
     uncertainty: str | None = None
+    candidates: str | None = None
     aoi: str | None = None
     bands: Sequence[int | str] | None = None
     nodata: float | None = None
@@ -70,9 +76,10 @@ class Options:
     chunk: int | None = None
     tile: int | None = None
     halo: int | None = None
-    blend: Blend = "crop"
+    blend: Blend | None = None
     tta: bool = False
     refine: str | None = None
+    refine_by: Literal["tile", "object"] = "tile"
     batch: int = 0
     min_area: float = 0.0
     small: Literal["merge", "drop"] = "merge"
@@ -133,13 +140,35 @@ def predict(
     outputs = Outputs.check(out, options)
     method, segmenter = _method(model, options)
     plan, notes = make_plan(scene, outputs, method, segmenter, options, progress)
-    return execute(plan, outputs, options, notes, progress)
+    return execute(plan, outputs, options, notes, progress, two_passes(plan, segmenter, options))
+
+
+def two_passes(plan: Plan, segmenter: Segmenter, options: Options) -> TwoPasses | None:
+    """Return how a plan is run by a method that looks at an overview first, None for the others.
+
+    Raises:
+        ConfigError: candidates are asked for from one of the others.
+    """
+    from geoseg.segmenters.saliency import SaliencyNetwork
+
+    if isinstance(segmenter, SaliencyNetwork):
+        from geoseg.engine.saliency import TwoPasses
+
+        return TwoPasses(plan, segmenter)
+    if options.candidates is not None:
+        raise ConfigError("this model looks everywhere and has no candidates to write: leave --candidates out.")
+    return None
 
 
 def execute(
-    plan: Plan, outputs: Outputs, options: Options, notes: Sequence[str] = (), progress: Progress | None = None
+    plan: Plan,
+    outputs: Outputs,
+    options: Options,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+    passes: TwoPasses | None = None,
 ) -> Report:
-    """Run a plan and write its outputs.
+    """Run a plan, in two passes where these are given, and write its outputs.
 
     Raises:
         RunError: see :func:`geoseg.engine.run.run_chunks`.
@@ -150,12 +179,17 @@ def execute(
     fingerprint = plan.fingerprint()
     with store.opened(fingerprint, fresh=options.fresh) as done:
         with connected(options.workers, options.scheduler) as (client, processes):
-            tally = run_chunks(plan, client, processes, fingerprint[:16], done, progress)
+            compute = run_chunks if passes is None else passes.run
+            tally = compute(plan, client, processes, fingerprint[:16], done, progress)
         if not tally.labelled and not tally.resumed:
             where = "inside the area of interest " if plan.aoi else ""
             store.remove()
             raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
         files, written = assemble(plan, store, outputs, options, progress)
+        if passes is not None:
+            notes = (*notes, *passes.notes)
+            if outputs.candidates is not None:
+                passes.write_candidates(outputs.candidates)
         if options.workdir is None:
             store.remove()
     polygons, told = (None, ()) if written is None else (written.polygons, written.notes)
@@ -217,6 +251,7 @@ def make_plan(
     if classes is None:
         raise BundleError("the model names no classes, and found none in the scene: give it classes.")
     Selection.of(options).check(classes, source.geobox)
+    blend = options.blend or ("crop" if isinstance(tiles, TileGrid) else "hann")
     plan = Plan(
         source=source,
         model_scene=model_scene,
@@ -225,8 +260,8 @@ def make_plan(
         classes=classes,
         probabilistic=spec.probabilistic,
         tiles=tiles,
-        chunks=_chunks(options, tiles, source, model_scene, len(classes) + len(uncertainty)),
-        blend=options.blend,
+        chunks=_chunks(options.chunk, blend, tiles, source, model_scene, len(classes) + len(uncertainty)),
+        blend=blend,
         batch=options.batch,
         device=options.device,
         precision=options.precision,
@@ -259,15 +294,17 @@ def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmen
     """Return how workers make the segmenter, and the segmenter itself."""
     from geoseg.segmenters.interface import Segmenter
 
+    if options.refine is None and options.refine_by != "tile":
+        raise ConfigError(f"labels are to be refined by {options.refine_by}, but no refiner was named: name it too.")
     refiner = None if options.refine is None else _named(options.refine)
     if isinstance(model, Segmenter):
-        segmenter = model if options.refine is None else _refined(model, options.refine)
+        segmenter = model if options.refine is None else _refined(model, options.refine, options.refine_by)
         segmenter = augmented(segmenter) if options.tta else segmenter
         return segmenter, segmenter
     names = [model] if isinstance(model, str | os.PathLike) else list(model)  # type: ignore[call-overload]
     if not names:
         raise ConfigError("no model was given: name at least one bundle.")
-    recipe = Recipe(tuple(_named(name) for name in names), options.tta, refiner)
+    recipe = Recipe(tuple(_named(name) for name in names), options.tta, refiner, options.refine_by)
     return recipe, recipe.build()
 
 
@@ -279,10 +316,10 @@ def _named(name: str | os.PathLike[str]) -> tuple[str, str]:
     return path, read_bundle(path).digest
 
 
-def _refined(segmenter: Segmenter, name: str) -> Segmenter:
+def _refined(segmenter: Segmenter, name: str, by: Literal["tile", "object"]) -> Segmenter:
     from geoseg.segmenters.refining import Refining
 
-    return Refining(read_bundle(_named(name)[0]), segmenter)
+    return Refining(read_bundle(_named(name)[0]), segmenter, whole=by)
 
 
 def _uncertainty_layers(spec: Spec) -> tuple[str, ...]:
@@ -336,8 +373,10 @@ def _tiles(spec: Spec, options: Options) -> TileGrid:
     return TileGrid(tile, halo)
 
 
-def _chunks(options: Options, tiles: TileGrid | MacroGrid, source: Scene, model_scene: Scene, values: int) -> ChunkGrid:
-    """Return the chunks of the outputs' grid: of the size asked for, in whole tile cores.
+def _chunks(
+    asked: int | None, blend: Blend, tiles: TileGrid | MacroGrid, source: Scene, model_scene: Scene, values: int
+) -> ChunkGrid:
+    """Return the chunks of the outputs' grid: of the size ``asked`` for, in whole tile cores.
 
     A pixel that is blended takes as many ``values`` as there are classes and further layers.
 
@@ -345,8 +384,7 @@ def _chunks(options: Options, tiles: TileGrid | MacroGrid, source: Scene, model_
     neighbours' cores, so lines between chunks run through the middle of cores, where only one row of tiles meets
     them.  Where the model sees a finer grid, chunks shrink to bound memory.
     """
-    blended = options.blend == "hann"
-    asked = options.chunk
+    blended = blend == "hann"
     if asked is None:
         roomy = blended and values * _BLENDED_CHUNK**2 * 4 <= _SCORES_BYTES
         asked = _BLENDED_CHUNK if roomy else DEFAULT_CHUNK

@@ -20,13 +20,14 @@ from geoseg.engine.nearest import OnGrid, Place
 from geoseg.errors import LabelsError
 from geoseg.grid import Window, mirror
 from geoseg.metrics import IGNORED
+from geoseg.source import OpenPerThread
 from geoseg.vector.labels import RasterBlocks
 
 _BLOCK = 2048
 
 
 @dataclass(frozen=True)
-class Prior:
+class Prior(OpenPerThread):
     """Labels of an earlier stage.  Small and picklable: the file is opened on first use, once per thread.
 
     Attributes:
@@ -45,14 +46,6 @@ class Prior:
     attribute: str | None = None
     one_class: str | None = None
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled prior, with no file open yet."""
-        self.__dict__.update(state, _open=threading.local())
 
     @property
     def identity(self) -> dict[str, Any]:

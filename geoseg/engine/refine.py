@@ -56,7 +56,7 @@ def refine(
         if is_same_file(name, rough):
             raise OutputError(f"{name} is what is to be refined: give the output another name.")
     path = os.path.abspath(resolve_bundle(model))
-    recipe = Recipe((), options.tta, (path, read_bundle(path).digest))
+    recipe = Recipe((), options.tta, (path, read_bundle(path).digest), options.refine_by)
     source = PriorFile(os.fspath(rough), attribute, one_class)
     plan, notes = make_plan(scene, outputs, recipe, recipe.build(), options, progress, source)
     return execute(plan, outputs, options, notes, progress)

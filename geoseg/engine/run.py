@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from distributed import Client, Future, wait
 
 from geoseg.engine.cluster import JobPlugin, segment_on_worker, stop_local_job
-from geoseg.engine.plan import Plan
+from geoseg.engine.plan import Work
 from geoseg.errors import OutputError, RunError, one_line
 
 Progress = Callable[[str, int, int], None]
@@ -42,12 +42,18 @@ class Tally:
 
 
 def run_chunks(
-    plan: Plan, client: Client, processes: int, key: str, done: Collection[int], progress: Progress | None = None
+    plan: Work,
+    client: Client,
+    processes: int,
+    key: str,
+    done: Collection[int],
+    progress: Progress | None = None,
+    stage: str = "segmenting",
 ) -> Tally:
     """Compute every chunk of ``plan`` that is not ``done``, on the workers of ``client``.
 
     What comes out does not depend on their number or on the order in which chunks finish.  A chunk that fails is
-    tried once more, then noted, and the run goes on.
+    tried once more, then noted, and the run goes on.  Progress is told as that of ``stage``.
 
     Raises:
         RunError: chunks failed, or no worker was left; what is finished stays in the store.
@@ -61,7 +67,7 @@ def run_chunks(
         try:
             while True:
                 if progress:
-                    progress("segmenting", tally.settled, tally.chunks)
+                    progress(stage, tally.settled, tally.chunks)
                 _refill(client, key, todo, pending)
                 if not pending:
                     break
@@ -78,7 +84,7 @@ def run_chunks(
 
 
 @contextlib.contextmanager
-def _job(client: Client, key: str, plan: Plan, processes: int) -> Iterator[None]:
+def _job(client: Client, key: str, plan: Work, processes: int) -> Iterator[None]:
     plugin = JobPlugin(key, plan, processes)
     client.register_plugin(plugin)
     try:
@@ -119,7 +125,7 @@ def _finished(client: Client, pending: dict[Future, int]) -> list[Future]:
             )
 
 
-def _note(plan: Plan, tally: Tally, number: int, future: Future) -> None:
+def _note(plan: Work, tally: Tally, number: int, future: Future) -> None:
     if future.status == "finished":
         outcome = future.result()
         tally.finished += 1
@@ -134,7 +140,7 @@ def _note(plan: Plan, tally: Tally, number: int, future: Future) -> None:
         raise RunError(_told(plan, tally))
 
 
-def _told(plan: Plan, tally: Tally) -> str:
+def _told(plan: Work, tally: Tally) -> str:
     number, cause = min(tally.failures.items())
     count = len(tally.failures)
     kept = "run the same command again to retry it" if count == 1 else "run the same command again to retry them"

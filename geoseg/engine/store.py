@@ -68,8 +68,8 @@ class ChunkStore:
         """
         if uncertainty is not None:
             # Before the labels, which say that the chunk is done.
-            write_atomically(self.uncertainty_path(number), _tiff(uncertainty, predictor=3))
-        write_atomically(self.path(number), _tiff(layers))
+            write_atomically(self.uncertainty_path(number), tiff_of(uncertainty, predictor=3))
+        write_atomically(self.path(number), tiff_of(layers))
 
     @contextlib.contextmanager
     def opened(self, fingerprint: str, *, fresh: bool = False) -> Iterator[set[int]]:
@@ -156,13 +156,15 @@ class ChunkStore:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def _tiff(layers: NDArray[Any], **options: int) -> bytes:
+def tiff_of(layers: NDArray[Any], *, tags: dict[str, str] | None = None, **options: int) -> bytes:
     """Return layers (L, H, W) as a GeoTIFF."""
     count, height, width = layers.shape
     profile = {"driver": "GTiff", "dtype": layers.dtype.name, "count": count, "height": height, "width": width}
     with placeless(), MemoryFile() as memory:
         with memory.open(**profile, compress="deflate", zlevel=1, interleave="band", **options) as file:
             file.write(layers)
+            if tags:
+                file.update_tags(**tags)
         return bytes(memory.getbuffer())
 
 

@@ -63,15 +63,21 @@ def pair_loss(
     if not coarse.shape == fine.shape == target.shape:
         shapes = ", ".join(str(tuple(each.shape)) for each in (coarse, fine, target))
         raise ConfigError(f"coarse and fine probabilities and target are {shapes}: give them one shape.")
+    return coarse_weight * target_loss(coarse, target) + (1 - coarse_weight) * target_loss(fine, target)
+
+
+def target_loss(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return one network's part of :func:`pair_loss`, a scalar.
+
+    Args:
+        probabilities: (N, K, H, W), 0 where a pixel does not count.
+        target: (N, K, H, W) bool or 0 and 1, likewise.
+    """
     empty = ~(target > 0).flatten(1).any(1)
-    total = torch.zeros((), device=coarse.device)
-    with torch.autocast(coarse.device.type, enabled=False):
-        for share, given in ((coarse_weight, coarse), (1 - coarse_weight, fine)):
-            probabilities = given if given.dtype == torch.float64 else given.float()
-            alarms = F.binary_cross_entropy(probabilities, torch.zeros_like(probabilities), reduction="none")
-            each = dsc_per_item(probabilities, target) + alarms.flatten(1).mean(1).where(empty, 0)
-            total = total + share * each.mean()
-    return total
+    with torch.autocast(probabilities.device.type, enabled=False):
+        given = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+        alarms = F.binary_cross_entropy(given, torch.zeros_like(given), reduction="none")
+        return (dsc_per_item(given, target) + alarms.flatten(1).mean(1).where(empty, 0)).mean()
 
 
 class Dsc(Loss):

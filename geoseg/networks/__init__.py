@@ -1,5 +1,5 @@
 """Networks: pixels in, scores out.  Made by name with :func:`create`; the modules are imported on use."""
 
-from geoseg.networks.registry import NetworkInfo, create, info, names
+from geoseg.networks.registry import NetworkInfo, create, every_name, info, names
 
-__all__ = ["NetworkInfo", "create", "info", "names"]
+__all__ = ["NetworkInfo", "create", "every_name", "info", "names"]

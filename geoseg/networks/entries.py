@@ -27,6 +27,8 @@ class NetworkInfo:
             options may have fewer.
         needs_prior: whether it refines the mask of an earlier stage: it is then called with pixels and a mask, and
             answers for that mask alone.
+        needs_scene: whether it looks at more than a tile, so that it is no module to be called with pixels alone: the
+            segmenter of its bundle knows how it is used.
     """
 
     name: str
@@ -41,6 +43,7 @@ class NetworkInfo:
     auxiliary: tuple[str, ...] = ()
     exact_with: str | None = None
     needs_prior: bool = False
+    needs_scene: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,14 @@ def _family(
     info = NetworkInfo(name, family, summary, encoder, stride, tile_exact, min_size or stride, source)
     fixed = {"architecture": architecture, "min_size": info.min_size}
     return Entry(info, "geoseg.networks.families:build_family", fixed)
+
+
+def _lsr(name: str, family: str, stride: int, summary: str) -> Entry:
+    """One of the networks that label super-resolution was released with."""
+    info = NetworkInfo(name, family, summary, None, stride, tile_exact=True, min_size=stride, source=_LSR)
+    if name == "lsr-fcn":
+        return Entry(info, "geoseg.networks.lsr:build_lsr_fcn")
+    return Entry(info, "geoseg.networks.lsr:build_lsr_unet", {"variant": name})
 
 
 def _own(
@@ -172,6 +183,34 @@ ENTRIES = {
             min_size=8,
             needs_prior=True,
         ),
+        Entry(
+            NetworkInfo(
+                "glnet",
+                "global-local",
+                "an overview and patches that exchange what they see, for large scenes in little memory",
+                encoder="resnet50",
+                stride=1,
+                tile_exact=False,
+                min_size=1,
+                source="Chen, Jiang, Wang, Cui, Qian 2019, arXiv 1905.06368",
+                needs_scene=True,
+            ),
+            "geoseg.networks.glnet:build_glnet",
+        ),
+        Entry(
+            NetworkInfo(
+                "rstn",
+                "coarse to fine",
+                "a coarse network finds small, rare targets on an overview, a fine one looks at each again and again",
+                encoder=None,
+                stride=1,
+                tile_exact=False,
+                min_size=1,
+                source="Yu, Xie, Wang, Zhou, Fishman, Yuille 2018, arXiv 1709.04518",
+                needs_scene=True,
+            ),
+            "geoseg.networks.rstn:build_rstn",
+        ),
         _own(
             "fcn8s",
             "fully convolutional",
@@ -192,26 +231,9 @@ ENTRIES = {
             "Ronneberger, Fischer, Brox 2015, arXiv 1505.04597",
             encoder="resnet18",
         ),
-        *(
-            Entry(
-                NetworkInfo(
-                    *(name, "encoder-decoder", summary, None, 16, True, 16, _LSR),
-                ),
-                "geoseg.networks.lsr:build_lsr_unet",
-                {"variant": name},
-            )
-            for name, summary in (
-                ("lsr-unet", "slender U-Net that coarse labels were first trained with"),
-                ("lsr-unet-large", "the same with twelve times the weights, for larger areas"),
-            )
-        ),
-        Entry(
-            NetworkInfo(
-                *("lsr-fcn", "fully convolutional", "sixteen 3 × 3 convolutions that see little ground"),
-                *(None, 1, True, 1, _LSR),
-            ),
-            "geoseg.networks.lsr:build_lsr_fcn",
-        ),
+        _lsr("lsr-unet", "encoder-decoder", 16, "slender U-Net that coarse labels were first trained with"),
+        _lsr("lsr-unet-large", "encoder-decoder", 16, "the same with twelve times the weights, for larger areas"),
+        _lsr("lsr-fcn", "fully convolutional", 1, "sixteen 3 × 3 convolutions that see little ground"),
         _family(
             "unet++",
             "UnetPlusPlus",

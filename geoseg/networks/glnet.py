@@ -175,7 +175,7 @@ def build_glnet(
     *,
     in_channels: int,
     num_classes: int,
-    mode: Mode = "local",
+    mode: Mode = "collaborative",
     encoder: str = DEFAULT_ENCODER,
     pretrained: bool = False,
 ) -> GlobalNet:

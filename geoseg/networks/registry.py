@@ -17,15 +17,25 @@ _MOST_CHANNELS = 4096
 _MOST_CLASSES = 4096
 
 
-def names(*, needs_prior: bool = False) -> tuple[str, ...]:
-    """Return the names :func:`create` knows: of networks from pixels to scores, or of those that refine a mask.
+def names(*, needs_prior: bool = False, needs_scene: bool = False) -> tuple[str, ...]:
+    """Return the names of networks from pixels to scores, or of those that need a mask or a scene beside a tile.
 
     >>> "unet" in names()
     True
     >>> names(needs_prior=True)
     ('cascadepsp',)
     """
-    return tuple(name for name, entry in ENTRIES.items() if entry.info.needs_prior == needs_prior)
+    wanted = (needs_prior, needs_scene)
+    return tuple(name for name, entry in ENTRIES.items() if (entry.info.needs_prior, entry.info.needs_scene) == wanted)
+
+
+def every_name() -> tuple[str, ...]:
+    """Return the names that :func:`create` knows, whatever a network needs.
+
+    >>> {"unet", "cascadepsp", "glnet"} <= set(every_name())
+    True
+    """
+    return tuple(ENTRIES)
 
 
 def info(name: str) -> NetworkInfo:
@@ -54,10 +64,11 @@ def create(
     The module has an attribute ``stride``, the shift in pixels that it follows exactly.  Weights are random (seed them
     with ``torch.manual_seed``) unless ``pretrained``.  A network that refines (``info(name).needs_prior``) is called
     with pixels and a mask instead, on sides that are multiples of its stride, and answers for that mask; the channels
-    of its masks come on top of ``in_channels``.
+    of its masks come on top of ``in_channels``.  One that looks at more than a tile (``info(name).needs_scene``) is not
+    called at all: its methods are used by the segmenter of its bundle.
 
     Args:
-        name: one of :func:`names`, of either kind.
+        name: one of :func:`every_name`.
         in_channels: number of bands.
         num_classes: number of classes.
         encoder: any encoder that timm knows by name (``resnet34``, ``hrnet_w18``, ``convnext_tiny``), or one that only

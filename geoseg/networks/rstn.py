@@ -250,6 +250,22 @@ def build_pair(
     return SaliencyPair(*networks, targets=targets, bands=in_channels, factor=factor)
 
 
+def build_rstn(*, in_channels: int, num_classes: int, **options: Any) -> SaliencyPair:
+    """Return a pair for :func:`geoseg.networks.create`: of the classes one is the background, the others are targets.
+
+    Args:
+        in_channels: number of bands.
+        num_classes: of targets, and one more.
+        options: see :func:`build_pair`; encoders are among the options of the two networks.
+
+    Raises:
+        ConfigError: no target, an unknown network or option, or a value that is refused.
+    """
+    if num_classes < 2:
+        raise ConfigError(f"a saliency pair was asked for {num_classes} class: give the background and a target.")
+    return build_pair(in_channels=in_channels, targets=num_classes - 1, **options)
+
+
 def _scores(output: Output) -> torch.Tensor:
     """Return the scores of what a network gives in training or in use."""
     return output if isinstance(output, torch.Tensor) else output["scores"]

@@ -51,7 +51,16 @@ def candidates(
     Raises:
         ConfigError: the overview does not fit the scene.
     """
-    mask = grown(above(probabilities, settings.threshold))
+    return candidates_of(above(probabilities, settings.threshold), shape_yx, settings)
+
+
+def candidates_of(found: NDArray[np.bool_], shape_yx: tuple[int, int], settings: SaliencySettings) -> Candidates:
+    """Return the boxes of :func:`candidates` for a mask (h, w) of what the coarse network found.
+
+    Raises:
+        ConfigError: the mask does not fit the scene.
+    """
+    mask = grown(found)
     expected = tuple(-(-side // settings.factor) for side in shape_yx)
     if mask.shape != expected:
         raise ConfigError(
@@ -180,6 +189,18 @@ def overview_in(probabilities: NDArray[np.floating], factor: int, window: Window
     lines = upper + (lower - upper) * down[:, None]
     found: NDArray[np.float32] = lines[:, :, left] + (lines[:, :, right] - lines[:, :, left]) * across
     return found
+
+
+def overview_window(factor: int, window: Window, shape_yx: tuple[int, int]) -> Window:
+    """Return the part of an overview of ``shape_yx`` pixels that decides the scene's pixels of a window."""
+    spans = (
+        (max(0, start // factor - 1), min(side, -(-stop // factor) + 1))
+        for start, stop, side in zip(
+            (window.row, window.col), (window.row_stop, window.col_stop), shape_yx, strict=True
+        )
+    )
+    (row, row_stop), (col, col_stop) = spans
+    return Window(row, col, row_stop - row, col_stop - col)
 
 
 def _neighbours(

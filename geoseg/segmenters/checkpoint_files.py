@@ -38,7 +38,7 @@ class Checkpoint:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, bundles: bool = False) -> Checkpoint:
     """Read a torch file or a safetensors file.
 
     Nothing in the file is executed: a torch file that holds anything but tensors and plain values is refused.
@@ -52,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             start = file.read(9)
     except OSError as error:
         raise BundleError(f"{name} cannot be read ({error.strerror or error}): check the path.") from error
-    content = _safetensors(name) if start[8:9] == b"{" else _torch_file(name, start)
+    content = _safetensors(name, bundles) if start[8:9] == b"{" else _torch_file(name, start)
     tensors = _state_dict(content)
     if not tensors:
         raise BundleError(f"{name} holds no weights: give a file with a state dict.")
@@ -97,12 +97,12 @@ def _check_archive(path: str) -> None:
         raise BundleError(f"{path} is a packed archive, which no torch file is: give a checkpoint that torch saved.")
 
 
-def _safetensors(path: str) -> Any:
+def _safetensors(path: str, bundles: bool) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            if "geoseg" in (file.metadata() or {}):
+            if not bundles and "geoseg" in (file.metadata() or {}):
                 raise BundleError(f"{path} is a bundle already: use it as it is.")
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, MemoryError) as error:

@@ -1,73 +1,61 @@
-"""Differentiable feature clustering as a segmenter: fitted once to a sample of a scene, then the same everywhere.
+"""Feature clustering and superpixel backpropagation as a segmenter: fitted once to a sample, the same everywhere.
 
-Source: W. Kim, A. Kanezaki, M. Tanaka, *Unsupervised Learning of Image Segmentation Based on Differentiable Feature
-Clustering*, IEEE Transactions on Image Processing 29, 2020 (arXiv 2007.09990).  No labels are needed; segments are
-numbered by decreasing size and mean nothing by themselves.
+Sources: W. Kim, A. Kanezaki, M. Tanaka, *Unsupervised Learning of Image Segmentation Based on Differentiable Feature
+Clustering*, IEEE Transactions on Image Processing 29, 2020 (arXiv 2007.09990); A. Kanezaki, *Unsupervised Image
+Segmentation by Backpropagation*, ICASSP 2018, the same network with superpixels in place of continuity.  No labels are
+needed; segments are numbered by decreasing size and mean nothing by themselves, but for those of scribbles.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import geoseg
-from geoseg.bundle import Bundle, ClassRecord, Description, NormalisationRecord, write_bundle
-from geoseg.classes import MAX_CLASSES, Classes
-from geoseg.errors import BundleError, ConfigError, GeosegError, SceneError, one_line
-from geoseg.grid import Window
+from geoseg.bundle import Bundle, Description
+from geoseg.classes import MAX_CLASSES, Classes, LabelClass, default_color
+from geoseg.errors import BundleError, ConfigError, GeosegError, one_line
 from geoseg.networks.feature_clustering import FeatureClusteringNet
-from geoseg.normalisation import Normalisation
 from geoseg.scene import Scene
-from geoseg.segmenters.clustering_fit import (
-    Batch,
-    ClusteringSettings,
+from geoseg.segmenters.clustering_fit import ClusteringSettings, census, merge, train
+from geoseg.segmenters.fitted import (
+    FittedSegmenter,
+    FittedState,
     Progress,
-    batches,
-    census,
-    draw_sample,
+    arrays_of,
+    describe,
+    described,
     freeze,
-    merge,
-    train,
+    is_constant,
+    load_arrays,
+    network_input,
+    reproducible,
+    scaling_of,
 )
-from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles, normalised
+from geoseg.segmenters.interface import State, Tiles
+from geoseg.segmenters.scene_sample import Batch, batches, sample_scenes, scribbled_tiles
+from geoseg.segmenters.scribbles import ScribbleReader, Scribbles
+from geoseg.segmenters.superpixels import superpixels_of
 
-METHOD: Final = "feature-clustering"
-_TILE = 512
-_LEAST_DEVIATION = 1e-6
+# What bundles call the two ways of smoothing.
+METHODS: Final = {"continuity": "feature-clustering", "superpixels": "superpixel-backprop"}
 
 
 @dataclass(frozen=True, eq=False)
-class ClusteringState(State):
-    """A fitted network and what its channels mean; small and picklable.
+class ClusteringState(FittedState):
+    """A fitted network and what its channels mean.
 
     Attributes:
-        bands: names of the bands, in order.
-        weights: the network's state dict as arrays.
         settings: how it was fitted.
-        scaling: of the bands, from the statistics of the scene it was fitted to.
-        fill: scaled mean of each band, which stands where nothing is known.
         lookup: (q,) int16, the final segment of every channel, -1 for channels that no sample pixel had.
-        sample: windows of the sample in the scene.
-        figures: of the training, plain values.
     """
 
-    bands: tuple[str, ...] = ()
-    weights: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     settings: ClusteringSettings = field(default_factory=ClusteringSettings)
-    scaling: Normalisation = field(default_factory=lambda: Normalisation((), (), 0.0, 1.0))
-    fill: tuple[float, ...] = ()
     lookup: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16), repr=False)
-    sample: tuple[Window, ...] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def live(self) -> NDArray[np.intp]:
@@ -79,35 +67,27 @@ class ClusteringState(State):
         """Number of final segments."""
         return int(self.lookup.max()) + 1
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of all that decides the scores."""
-        text = repr((self.settings.convolutions, self.scaling, self.fill, self.lookup.tolist()))
-        total = hashlib.sha256(text.encode())
-        for name in sorted(self.weights):
-            total.update(name.encode())
-            total.update(np.ascontiguousarray(self.weights[name]).tobytes())
-        return total.hexdigest()
+    def _deciding(self) -> tuple[Any, ...]:
+        return (self.settings.convolutions, self.lookup.tolist())
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the digest out, so that equal states have equal pickles."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+    def named(self, items: Sequence[LabelClass]) -> Self:
+        """Return the state with segments called as ``items`` say; those of one name are one segment.
 
-    def __eq__(self, other: object) -> bool:
-        """Whether both give the same scores under the same names."""
-        if not isinstance(other, ClusteringState):
-            return NotImplemented
-        return self.digest == other.digest and self.classes == other.classes
+        Raises:
+            LabelsError: an item is of no segment, or gives a name that another segment keeps.
+        """
+        assert self.classes is not None
+        classes, places = self.classes.renamed(items)
+        lookup = np.where(self.lookup < 0, -1, np.asarray(places, np.int16)[self.lookup]).astype(np.int16)
+        return replace(self, classes=classes, lookup=lookup)
 
-    def __hash__(self) -> int:
-        """Return a hash that agrees with equality."""
-        return hash(self.digest)
-
-    def __dask_tokenize__(self) -> tuple[str, str]:
-        return (type(self).__name__, self.digest)
+    def description(self) -> Description:
+        """Return what a bundle of this state says about itself."""
+        settings, method = self.settings, METHODS[self.settings.smoothing]
+        return describe(self, method, settings, settings.convolutions, {"lookup": self.lookup.tolist()})
 
 
-class FeatureClustering(Segmenter):
+class FeatureClustering(FittedSegmenter):
     """Segments without labels: :meth:`prepare` fits a network to the scene, :meth:`segment` applies it.
 
     A final segment's score is the largest response among the channels merged into it, so the winning score belongs to
@@ -118,6 +98,9 @@ class FeatureClustering(Segmenter):
         settings: hyper-parameters of the fit.
         bands: names of the bands, or their number; ignored where ``state`` has them.
         state: of an earlier fit; :meth:`prepare` then returns it for every scene.
+        references: scenes to fit to, in place of the one that is segmented (the paper's reference images).
+        scribbles: marks on the scene that is segmented; their names become segments.
+        names: what segments are called, by number; several of one name are one segment.
         progress: told the steps done and the most there can be, while fitting.
 
     Raises:
@@ -130,42 +113,24 @@ class FeatureClustering(Segmenter):
         bands: int | Sequence[str] = 3,
         *,
         state: ClusteringState | None = None,
+        references: Sequence[Scene] = (),
+        scribbles: ScribbleReader | None = None,
+        names: Sequence[LabelClass] = (),
         progress: Progress | None = None,
     ) -> None:
-        if state is not None:
-            bands = state.bands
-        names = tuple(f"band {i + 1}" for i in range(bands)) if isinstance(bands, int) else tuple(bands)
-        if not names:
-            raise ConfigError("feature clustering was given no bands: it needs at least one.")
         self.settings = state.settings if state is not None else settings or ClusteringSettings()
-        self.state = state
-        self.progress = progress
-        self.spec = Spec(
-            bands=names,
-            resolution=None,
-            classes=state.classes if state is not None else None,
-            tile=_tile(self.settings.convolutions),
-            halo=self.settings.convolutions,
-            normalisation=state.scaling if state is not None else None,
-        )
-        self._built: tuple[tuple[str, torch.device], FeatureClusteringNet, list[int]] | None = None
+        self.scribbles = scribbles
+        halo = self.settings.convolutions
+        super().__init__(self.settings, bands, halo, state=state, references=references, names=names, progress=progress)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the network and the progress behind when pickled: the state holds the weights."""
-        return {**self.__dict__, "_built": None, "progress": None}
+        """Leave behind what only a fit needs."""
+        return {**super().__getstate__(), "scribbles": None}
 
-    def prepare(self, scene: Scene) -> ClusteringState:
-        """Fit a network to a sample of ``scene``, or return the state of an earlier fit.
-
-        Raises:
-            SceneError: another number of bands, no valid pixel, or the file cannot be read.
-        """
-        if len(scene.bands) != len(self.spec.bands):
-            raise SceneError(
-                f"{scene.path} is read with {len(scene.bands)} bands, and this clustering is for "
-                f"{len(self.spec.bands)} ({', '.join(self.spec.bands)}): choose as many with --bands."
-            )
-        return self.state if self.state is not None else fit(scene, self.settings, self.progress)
+    def fitted_to(self, scenes: Sequence[Scene], scene: Scene) -> ClusteringState:
+        """Fit a network to a sample of ``scenes``, and to the marks on ``scene``."""
+        marks = None if self.scribbles is None else self.scribbles(scene)
+        return fit(scenes, self.settings, self.progress, scene=scene, scribbles=marks)
 
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return each final segment's largest response: (N, K, H, W), float, on the tiles' device."""
@@ -173,7 +138,7 @@ class FeatureClustering(Segmenter):
             raise ConfigError("feature clustering was given no state: call prepare with the scene first.")
         network, members = self._network(state, tiles.pixels.device)
         with torch.no_grad():
-            response = network(_network_input(tiles, state.scaling, state.fill))
+            response = network(network_input(tiles, state.scaling, state.fill))
             return torch.stack([part.amax(dim=1) for part in response.split(members, dim=1)], dim=1)
 
     def _network(self, state: ClusteringState, device: torch.device) -> tuple[FeatureClusteringNet, list[int]]:
@@ -192,79 +157,127 @@ class FeatureClustering(Segmenter):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> FeatureClustering:
-        """Return the fitted segmenter that :func:`save` wrote.
+        """Return the fitted segmenter that :meth:`~geoseg.segmenters.fitted.FittedState.save` wrote.
 
         Raises:
             BundleError: a bundle of another method, or one whose parts do not fit each other.
         """
         about = bundle.description
-        if about.method != METHOD:
-            raise BundleError(f"{bundle.path} is a model of the method {about.method}, not {METHOD}.")
-        if about.normalisation is None:
-            raise BundleError(f"{bundle.path} has no scaling of the bands: the bundle is damaged, fit it again.")
+        if about.method not in METHODS.values():
+            raise BundleError(f"{bundle.path} is a model of the method {about.method}, which is no clustering.")
         try:
             own = {item.name for item in fields(ClusteringSettings)}
             state = ClusteringState(
-                classes=about.class_table(),
-                bands=tuple(about.bands),
-                weights=bundle.tensors(),
+                **described(bundle),
                 settings=ClusteringSettings(**{k: v for k, v in about.settings.items() if k in own}),
-                scaling=about.normalisation.build(),
-                fill=tuple(float(value) for value in about.settings["fill"]),
                 lookup=np.asarray(about.settings["lookup"], np.int16),
-                sample=tuple(Window(*map(int, window)) for window in about.settings["sample"]),
-                figures=about.training,
             )
-            state = _checked(state)
-            return cls(state=state)
+            return cls(state=_checked(state))
         except BundleError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, GeosegError) as error:
             raise BundleError(f"{bundle.path} does not hold a whole clustering ({one_line(error)}).") from error
 
 
-def fit(scene: Scene, settings: ClusteringSettings, progress: Progress | None = None) -> ClusteringState:
-    """Fit a network to a sample of ``scene``: scaling, training, population statistics, merging, numbering.
+def fit(
+    scenes: Scene | Sequence[Scene],
+    settings: ClusteringSettings,
+    progress: Progress | None = None,
+    *,
+    scene: Scene | None = None,
+    scribbles: Scribbles | None = None,
+) -> ClusteringState:
+    """Fit a network to a sample of scenes: scaling, training, population statistics, merging, numbering.
 
-    The result depends on the scene and the settings alone; neither the global random state nor the number of
+    The result depends on the scenes and the settings alone; neither the global random state nor the number of
     threads outside matters or changes.
 
+    Args:
+        scenes: one scene, or several of the same bands (reference mode).
+        settings: of the fit.
+        progress: told the steps done and the most there can be.
+        scene: the one that ``scribbles`` are marks on; by default the first of ``scenes``.
+        scribbles: marks; their names become the first segments.
+
     Raises:
-        SceneError: no valid pixel, or the file cannot be read.
+        SceneError: no valid pixel, or a file cannot be read.
+        ConfigError: more names of scribbles than segments or channels, or scribbles on an overview.
     """
-    statistics = scene.statistics()
-    scaling = Normalisation.of(statistics, "percentile")
-    fill = tuple(
-        min(max((mean - offset) / scale, 0.0), 1.0)
-        for mean, offset, scale in zip(statistics.mean, scaling.offset, scaling.scale, strict=True)
-    )
-    figures: dict[str, Any] = {}
-    with _reproducible(settings.threads):
-        tiles = draw_sample(scene, settings)
+    scenes = [scenes] if isinstance(scenes, Scene) else list(scenes)
+    marked = scene or scenes[0]
+    if scribbles is not None:
+        settings = _with_room_for(scribbles, settings)
+    apart = 0 if scribbles is None else len(scribbles.names)
+    scaling, fill = scaling_of(scenes)
+    figures: dict[str, Any] = {} if len(scenes) == 1 else {"references": len(scenes)}
+    with reproducible(settings.threads):
+        tiles = sample_scenes(scenes, settings)
+        marks = None
+        if scribbles is not None:
+            unmarked = 0 if scenes == [marked] else len(tiles)
+            tiles = scribbled_tiles(marked, scribbles, tiles, settings.fit_tiles, apart_from=unmarked)
+            marks = _marks(scribbles, tiles, unmarked)
         figures["sample_pixels"] = int(tiles.valid.sum())
         network = FeatureClusteringNet.seeded(len(fill), settings.channels, settings.convolutions, settings.seed)
-        pixels = _network_input(tiles, scaling, fill)
-        deviation = pixels.movedim(1, -1)[tiles.valid].to(torch.float64).std(dim=0, correction=0)
-        if bool((deviation < _LEAST_DEVIATION).all()):
-            lookup = np.full(settings.channels, -1, np.int16)
-            lookup[0] = 0
+        pixels = network_input(tiles, scaling, fill)
+        if is_constant(pixels, tiles.valid):
+            lookup = merge(
+                np.eye(1, settings.channels, dtype=np.int64)[0], np.zeros((settings.channels,) * 2), 1, apart
+            )
         else:
-            sample = batches(pixels, tiles.valid, settings.batch)
+            superpixels = None
+            if settings.smoothing == "superpixels":
+                superpixels = superpixels_of(pixels, tiles.valid, settings.superpixel_area, settings.compactness)
+            sample = batches(pixels, tiles.valid, settings.batch, superpixels=superpixels, scribbles=marks)
             network.to(memory_format=torch.channels_last)
             done = train(network, sample, settings, progress)
             sizes, means = _settled(network, sample, done.earlier, settings.target_segments or 0)
-            lookup = merge(sizes, means, min(settings.target_segments or MAX_CLASSES, MAX_CLASSES))
+            lookup = merge(sizes, means, min(settings.target_segments or MAX_CLASSES, MAX_CLASSES), apart)
             figures.update(steps=done.steps, labels=int(np.count_nonzero(sizes)), loss=done.loss)
     return ClusteringState(
-        classes=Classes.numbered(int(lookup.max()) + 1),
-        bands=scene.band_names,
-        weights={name: np.ascontiguousarray(value.numpy()) for name, value in network.state_dict().items()},
+        classes=_classes(int(lookup.max()) + 1, () if scribbles is None else scribbles.names),
+        bands=marked.band_names,
+        weights=arrays_of(network),
         settings=settings,
         scaling=scaling,
         fill=fill,
         lookup=lookup,
         sample=tiles.windows,
         figures=figures,
+    )
+
+
+def _with_room_for(scribbles: Scribbles, settings: ClusteringSettings) -> ClusteringSettings:
+    """Return the settings of a fit that keeps the names of ``scribbles`` apart.
+
+    Raises:
+        ConfigError: there is no room for them, or marks would have to be read on an overview.
+    """
+    names = len(scribbles.names)
+    for what, most in (("segments", settings.target_segments), ("channels", settings.channels)):
+        if most is not None and names > most:
+            raise ConfigError(f"scribbles have {names} names, which {most} {what} cannot keep apart: ask for more.")
+    if settings.fit != "tiles":
+        raise ConfigError("scribbles are marks on pixels of the scene, not of an overview: leave fit at 'tiles'.")
+    return replace(settings, min_labels=max(names, 1))
+
+
+def _marks(scribbles: Scribbles, tiles: Tiles, unmarked: int) -> torch.Tensor:
+    """Return the marks on sample tiles, (N, H, W) uint8; the first ``unmarked`` are of other scenes and have none."""
+    found = [scribbles.marks.read(window) for window in tiles.windows]
+    for each in found[:unmarked]:
+        each[:] = 255
+    return torch.from_numpy(np.stack(found))
+
+
+def _classes(count: int, scribbled: Sequence[str]) -> Classes:
+    """Return the classes of ``count`` segments, of which the first bear the names of scribbles."""
+    taken = set(scribbled)
+    others = (name for i in range(count) if (name := f"segment {i + 1}") not in taken)
+    return Classes(
+        tuple(
+            LabelClass(i, scribbled[i] if i < len(scribbled) else next(others), default_color(i)) for i in range(count)
+        )
     )
 
 
@@ -289,76 +302,12 @@ def _settled(
     return found
 
 
-@contextmanager
-def _reproducible(threads: int) -> Iterator[None]:
-    """Compute deterministically inside the block, with gradients and with a fixed number of threads; then restore."""
-    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[1], warn_only=warn_only)
-        torch.set_num_threads(before[0])
-
-
-def to_description(state: ClusteringState, *, licence: str = "not stated") -> Description:
-    """Return what a bundle of ``state`` says about itself."""
-    classes = state.classes or Classes.numbered(state.segments)
-    halo = state.settings.convolutions
-    return Description(
-        method=METHOD,
-        settings={
-            **asdict(state.settings),
-            "fill": list(state.fill),
-            "lookup": state.lookup.tolist(),
-            "sample": [[w.row, w.col, w.height, w.width] for w in state.sample],
-            "versions": {"geoseg": geoseg.__version__, "torch": torch.__version__, "numpy": np.__version__},
-        },
-        bands=list(state.bands),
-        normalisation=NormalisationRecord(**state.scaling.as_dict()),
-        classes=[ClassRecord(**record) for record in classes.as_dicts()],
-        tile=_tile(halo),
-        halo=halo,
-        licence=licence,
-        training=dict(state.figures),
-    )
-
-
-def save(state: ClusteringState, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write ``state`` as a bundle, which gives other scenes the same segments (:meth:`FeatureClustering.from_bundle`).
-
-    Raises:
-        OutputError: ``path`` exists and ``overwrite`` is False, or cannot be written.
-    """
-    write_bundle(path, to_description(state), state.weights, overwrite=overwrite)
-
-
-def _tile(halo: int) -> int:
-    """Return the side of the tiles for a halo, in pixels."""
-    return max(_TILE, 4 * halo)
-
-
-def _network_input(tiles: Tiles, scaling: Normalisation, fill: Sequence[float]) -> torch.Tensor:
-    """Return scaled pixels (N, C, H, W) float32, the scene's mean where nothing is known."""
-    values = normalised(tiles, scaling)
-    mean = torch.tensor(fill, dtype=values.dtype, device=values.device).view(1, -1, 1, 1)
-    return torch.where(tiles.valid.unsqueeze(1), values, mean).contiguous(memory_format=torch.channels_last)
-
-
 def _restored(state: ClusteringState) -> FeatureClusteringNet:
     """Return the fitted network, in evaluation mode, on the CPU."""
     settings = state.settings
     network = FeatureClusteringNet.seeded(len(state.fill), settings.channels, settings.convolutions, settings.seed)
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    # A bundle stores a single number as an array of one.
-    tensors = {name: torch.tensor(value) for name, value in state.weights.items()}
-    network.load_state_dict(
-        {name: value.reshape(shapes[name]) if value.numel() == 1 else value for name, value in tensors.items()}
-    )
-    return network.eval().requires_grad_(False)
+    load_arrays(network, state.weights)
+    return network
 
 
 def _keep_responses(network: FeatureClusteringNet, channels: torch.Tensor) -> None:
@@ -376,12 +325,10 @@ def _checked(state: ClusteringState) -> ClusteringState:
     Raises:
         ConfigError: they do not.
     """
-    lookup, bands = state.lookup, len(state.bands)
+    lookup = state.lookup
     if lookup.shape != (state.settings.channels,) or lookup.min() < -1:
         raise ConfigError(f"the lookup table has {lookup.size} entries for {state.settings.channels} channels.")
     if state.classes is None or not np.array_equal(np.unique(lookup[state.live]), np.arange(len(state.classes))):
         raise ConfigError("the lookup table and the classes disagree.")
-    if {len(state.scaling.offset), len(state.fill)} != {bands}:
-        raise ConfigError(f"there are {len(state.fill)} fill values for {bands} bands.")
     _restored(state)
     return state

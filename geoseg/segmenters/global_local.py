@@ -174,7 +174,7 @@ def new_global_local(
     *,
     bands: Sequence[str],
     classes: Classes,
-    mode: Mode = "local",
+    mode: Mode = "collaborative",
     encoder: str = DEFAULT_ENCODER,
     settings: GlobalLocalSettings | None = None,
     resolution: float | None = None,

@@ -39,10 +39,14 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
     Raises:
         BundleError: the bundle is damaged, or this version cannot use it.
     """
-    if bundle.description.method == "feature-clustering":
+    if bundle.description.method in ("feature-clustering", "superpixel-backprop"):
         from geoseg.segmenters.clustering import FeatureClustering
 
         return FeatureClustering.from_bundle(bundle)
+    if bundle.description.method == "active-contour":
+        from geoseg.segmenters.active_contour import ActiveContour
+
+        return ActiveContour.from_bundle(bundle)
     if bundle.description.method == "onnx":
         from geoseg.segmenters.onnx import OnnxNetwork
 
@@ -51,6 +55,10 @@ def segmenter_of(bundle: Bundle) -> Segmenter:
         from geoseg.segmenters.global_local import GlobalLocal
 
         return GlobalLocal.from_bundle(bundle)
+    if bundle.description.method == "saliency":
+        from geoseg.segmenters.saliency import SaliencyNetwork
+
+        return SaliencyNetwork.from_bundle(bundle)
     if bundle.description.method == "refiner":
         raise BundleError(
             f"{bundle.path} holds a refiner, which segments nothing by itself: give a model that segments, or refine "

@@ -151,25 +151,25 @@ class PairLook:
 
     Args:
         pair: in evaluation mode.
-        read: from a window of the scene to its normalised pixels (B, height, width).
+        read: from a window of the scene to its normalised pixels (B, height, width), and where they hold data, bool.
     """
 
-    def __init__(self, pair: SaliencyPair, read: Callable[[Window], torch.Tensor]) -> None:
+    def __init__(self, pair: SaliencyPair, read: Callable[[Window], tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._pair = pair
         self._read = read
 
     def __call__(self, box: Window, probabilities: Probabilities, whole: Window) -> Probabilities:
-        """Return the probabilities (K, height, width) float32 of a box, on the CPU."""
+        """Return the probabilities (K, height, width) float32 of a box, on the CPU; 0 where there are no data."""
         # The weights in the box depend on probabilities a little way round it.
         seen = box.padded(SALIENCY_REACH).intersect(whole)
-        pixels = self._read(seen)
+        pixels, valid = self._read(seen)
         given = torch.from_numpy(np.ascontiguousarray(probabilities[(slice(None), *seen.within(whole))]))
         rows, cols = box.within(seen)
         with torch.inference_mode():
             found = self._pair.fine_pass(
                 pixels[None], [(rows.start, rows.stop, cols.start, cols.stop)], given[None].to(pixels)
             )
-        return found[0, :, rows, cols].float().cpu().numpy()
+        return found[0].where(valid, 0)[:, rows, cols].float().cpu().numpy()
 
 
 def _growing(window: Window, shape_yx: tuple[int, int], settings: SaliencySettings, rounds: int) -> Window:

@@ -109,9 +109,11 @@ class CellGrid:
 
     def places(self, crs: pyproj.CRS, affine: Affine, rows: NDArray[Any], cols: NDArray[Any]) -> Places:
         """Return rows and columns, in cells, of points that are given in pixels of a grid; not finite for nowhere."""
-        x, y = _turn(crs, self.crs).transform(*(affine * (cols, rows)))
+        there: Any = affine
+        x, y = _turn(crs, self.crs).transform(*(there * (cols, rows)))
         with np.errstate(invalid="ignore"):
-            col, row = ~self.affine * (np.asarray(x), np.asarray(y))
+            back: Any = ~self.affine
+            col, row = back * (np.asarray(x), np.asarray(y))
         return row, col
 
     def ids(self, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -117,7 +117,7 @@ def coarse_stats(
     counts = count_blocks(scene, found, fine, len(table), area=area, progress=progress)
     measured = _measured(*counts, codes, table, os.fspath(output), min_labelled)
     result = _with_fallback(measured, min_blocks, fallback, table)
-    write_table(result, output, overwrite=overwrite)
+    write_table(result, os.fspath(output), overwrite=overwrite)
     return result
 
 
@@ -215,9 +215,10 @@ def _with_fallback(table: CoarseTable, least: int, fallback: str | None, classes
             f"no coarse class has {least} blocks (the most has {int(table.blocks.max())}): lower the number of blocks, "
             "or give fine labels of a larger area."
         )
+    arrays: dict[str, Any] = {name: np.array([getattr(each, name)[z] for each, z in rows]) for name in _ARRAYS}
     return replace(
         table,
         codes=tuple(each.codes[z] for each, z in rows),
         names=tuple(each.names[z] for each, z in rows),
-        **{name: np.array([getattr(each, name)[z] for each, z in rows]) for name in _ARRAYS},
+        **arrays,
     )

@@ -14,7 +14,14 @@ from pydantic_core import PydanticCustomError
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
 from geoseg.training.coarse_config import CoarseConfig
-from geoseg.training.variation_config import AugmentConfig, DamageConfig, MixConfig, Section
+from geoseg.training.variation_config import (
+    AugmentConfig,
+    DamageConfig,
+    MixConfig,
+    SaliencyConfig,
+    Section,
+    StagesConfig,
+)
 
 # More patches of more pixels than this are a slip of the pen.
 _LARGEST_PATCH = 8192
@@ -133,7 +140,8 @@ class NetworkConfig(Section):
         name: one of ``geoseg networks``.
         encoder: any timm encoder; the network's own by default.
         pretrained: start the encoder from ImageNet weights, which are downloaded.
-        encoder_weights: a file of weights for the encoder, in place of a download.
+        encoder_weights: a file of weights for the encoder, or a bundle of a network with the same one, in place of a
+            download.
         start: a bundle of the same network to go on from; its scaling of the bands is kept.
         freeze_steps: the encoder stays as it is for so many steps.
         options: what else the network's builder takes.
@@ -235,6 +243,8 @@ class TrainConfig(Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     mixing: MixConfig = Field(default_factory=MixConfig)
     damage: DamageConfig = Field(default_factory=DamageConfig)
+    stages: StagesConfig = Field(default_factory=StagesConfig)
+    saliency: SaliencyConfig = Field(default_factory=SaliencyConfig)
     training: LoopConfig = Field(default_factory=LoopConfig)
     licence: str = "not stated"
     card: dict[str, str] = Field(default_factory=dict)

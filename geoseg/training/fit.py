@@ -6,11 +6,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from geoseg.errors import ConfigError
 from geoseg.outputs.staging import check_place
 from geoseg.training.config import TrainConfig, check, read_config
 from geoseg.training.lightning import accelerator, hushed, loggers, precision
@@ -21,14 +23,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from geoseg.bundle import Description
     from geoseg.normalisation import Normalisation
     from geoseg.training.config import NetworkConfig
     from geoseg.training.module import TrainingModule
     from geoseg.training.patches import Judging, Source, Squares
-    from geoseg.training.sampling import Count
     from geoseg.training.site import Site
 
 Progress = Callable[[str, int, int], None]
+
+# Networks whose training has a course of its own, and the :class:`Run` of each, as ``module:class``.
+_COURSES = {
+    "glnet": "geoseg.training.global_local_run:GlobalLocalRun",
+    "rstn": "geoseg.training.saliency_run:SaliencyRun",
+}
+
+
+class Run(Protocol):
+    """One training, from open scenes to the bundle; made of what :class:`LoopRun` is made of.
+
+    Attributes:
+        steps: done once :meth:`fit` has returned.
+        figures: of the validation.
+    """
+
+    steps: int
+    figures: dict[str, Any]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+
+    def fit(self) -> int | None:
+        """Train to the end, and return the step from which an interrupted run was taken up."""
+
+    def write(self, *, overwrite: bool) -> None:
+        """Write the bundle."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +127,9 @@ def train(
         progress = tell = None
     holding = held(folder, config, fresh=fresh, hidden=workdir is None) if first else contextlib.nullcontext()
     with holding, explained(config.training):
-        run = _Run(config, target, folder, progress, tell)
+        run = _course(config)(config, target, folder, progress, tell)
         resumed = run.fit()
-        if run.trainer.is_global_zero:
+        if run.leads:
             run.write(overwrite=overwrite or resumed is not None)
     if not first:
         raise SystemExit(0)
@@ -112,7 +142,20 @@ def train(
     return Report(str(target), run.steps, resumed, run.figures, time.monotonic() - started, notes)
 
 
-class _Run:
+def _course(config: TrainConfig) -> Callable[..., Run]:
+    """Return what makes the run of a configuration."""
+    if config.network.name not in _COURSES:
+        return LoopRun
+    if config.targets == "coarse":
+        raise ConfigError(
+            f"targets is coarse, but network {config.network.name} learns from fine labels alone: choose another."
+        )
+    module, _, name = _COURSES[config.network.name].partition(":")
+    made: Callable[..., Run] = getattr(import_module(module), name)
+    return made
+
+
+class LoopRun:
     """One training, from open scenes to the bundle."""
 
     def __init__(
@@ -125,11 +168,9 @@ class _Run:
     ) -> None:
         from geoseg import losses, networks
         from geoseg.training.coarse_module import opened_tables
-        from geoseg.training.patches import Drawing, Judging
+        from geoseg.training.patches import Judging
         from geoseg.training.priors import SpoiltMasks, SpoiltSquares, refuse_unfit
-        from geoseg.training.sampling import Sampler, count
-        from geoseg.training.site import open_sites, refuse_large_patches
-        from geoseg.training.starting import first_network, measured_scaling
+        from geoseg.training.starting import measured_scaling, open_drawing, scaling_of
 
         self.config, self.target, self.folder = config, target, folder
         loop, classes = config.training, config.data.table()
@@ -138,59 +179,31 @@ class _Run:
         if self.refines:
             refuse_unfit(config)
         self.loss = None if self.refines else losses.create(config.loss, num_classes=len(classes))
-        sites, judged = open_sites(config)
-        refuse_large_patches(sites, config)
-        self.coarse = config.targets == "coarse"
-        kinds = [item.name for item in classes]
-        if self.coarse:
-            self.tables = opened_tables(config)
-            kinds = [*self.tables[0].names, "another label"]
-        counts = []
-        for done, site in enumerate(sites):
-            if progress is not None:
-                progress("counting labels", done, len(sites))
-            counts.append(count(site, len(kinds), loop.patch, coarse=self.coarse))
-        if progress is not None:
-            progress("counting labels", len(sites), len(sites))
-        self.sites: list[Site] = sites
-        if self.coarse:
-            kinds, counts = self._occurring(kinds, counts, tell)
-        sampler = Sampler(counts, kinds, config.sampling, config.augment, loop.seed)
-        self.drawing = Drawing(sites, sampler, loop.patch, config.sampling.min_valid)
+        self.tables = opened_tables(config) if config.targets == "coarse" else []
+        self.drawing, judged = open_drawing(config, progress, self.tables, tell)
+        self.sites = sites = self.drawing.sites
         self.judging: Judging = Judging.of(judged, loop.patch)
         self.source: Source = self.drawing
         self.squares: Squares = self.judging
         if self.refines:
             self.source = SpoiltMasks(self.drawing, classes, config.damage, loop.seed)
             self.squares = SpoiltSquares(self.judging, classes, config.damage, loop.seed)
-        network, self.settings, scaling = first_network(config, len(sites[0].scene.bands))
+        network, self.settings, scaling = self._first(len(sites[0].scene.bands))
         # What the bundle will hold: None where every scene is scaled by itself.
-        self.scaling: Normalisation | None = None
-        if config.data.scaling == "model":
-            self.scaling = scaling or measured_scaling(sites)
+        self.scaling: Normalisation | None = scaling_of(config, scaling, sites)
 
-        def scalings(of: list[Site]) -> list[Normalisation]:
+        def scalings(of: Sequence[Site]) -> list[Normalisation]:
             return [self.scaling] if self.scaling is not None else [measured_scaling([site]) for site in of]
 
         self._scalings = scalings(sites), scalings(judged)
         self.module = self._module(network)
         self.trainer = self._trainer(progress, tell)
 
-    def _occurring(
-        self, kinds: list[str], counts: list[Count], tell: Callable[[str], None] | None
-    ) -> tuple[list[str], list[Count]]:
-        """Return the coarse classes that occur, and their counts; tell what they can teach."""
-        from dataclasses import replace
+    def _first(self, bands: int) -> tuple[nn.Module, NetworkConfig, Normalisation | None]:
+        """Return what :func:`geoseg.training.starting.first_network` does."""
+        from geoseg.training.starting import first_network
 
-        from geoseg.training.coarse_module import told_of
-
-        totals = sum(item.pixels.sum((1, 2)) for item in counts)
-        for told in told_of(self.tables, totals):
-            if tell is not None:
-                tell(told)
-        there = totals > 0
-        names = [name for name, found in zip(kinds, there, strict=True) if found]
-        return names, [replace(item, pixels=item.pixels[there]) for item in counts]
+        return first_network(self.config, bands)
 
     def _module(self, network: Any) -> TrainingModule:
         from geoseg.losses.refinement import RefinementLoss
@@ -208,7 +221,7 @@ class _Run:
         if self.loss is None:
             return RefinerModule(network, encoder, RefinementLoss(), *made)
         supervision = Supervision(self.loss, self.settings.name)
-        if self.coarse:
+        if self.tables:
             module = CoarseModule(network, encoder, supervision, *made)
             return module.learn_from([loss_of(*each) for each in zip(self.tables, config.coarse.sources, strict=True)])
         return TrainingModule(network, encoder, supervision, *made)
@@ -282,6 +295,11 @@ class _Run:
                 use_distributed_sampler=False,
             )
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.trainer.is_global_zero)
+
     def fit(self) -> int | None:
         """Train to the end, and return the step from which an interrupted run was taken up."""
         import torch
@@ -315,31 +333,34 @@ class _Run:
     def write(self, *, overwrite: bool) -> None:
         """Write the bundle."""
         from geoseg.bundle import NormalisationRecord, write_bundle
-        from geoseg.segmenters.describing import describe
 
         config, scene = self.config, self.sites[0].scene
         network = self.module.judged.cpu().float().eval()
         tensors = _rounded(network, config.weights)
-        settings: NetworkConfig = self.settings
         record: dict[str, Any] = {"config": config.record(), "steps": self.steps, "loss": self.module.trained_loss}
         if self.figures:
             record["validation"] = self.figures
-        description = describe(
+        description = self._described(
             network,
-            name=settings.name,
-            encoder=settings.encoder,
-            options=settings.options,
             bands=scene.band_names,
             classes=config.data.table(),
             resolution=config.data.resolution or min(scene.resolution),
             normalisation=None if self.scaling is None else NormalisationRecord(**self.scaling.as_dict()),
-            # Crops of the size it learned from, with as much again round them.
-            tile=2 * config.training.patch if self.refines else None,
             licence=config.licence,
             training=record,
             card=config.card,
         )
         write_bundle(self.target, description, tensors, overwrite=overwrite)
+
+    def _described(self, network: Any, **told: Any) -> Description:
+        """Return what the bundle says of the network."""
+        from geoseg.segmenters.describing import describe
+
+        settings = self.settings
+        # Crops of the size it learned from, with as much again round them.
+        tile = 2 * self.config.training.patch if self.refines else None
+        name, encoder, options = settings.name, settings.encoder, settings.options
+        return describe(network, name=name, encoder=encoder, options=options, tile=tile, **told)
 
 
 def _rounded(network: nn.Module, kind: str) -> dict[str, NDArray[Any]]:

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from geoseg.errors import ConfigError, RunError
 from geoseg.losses.global_local import GlobalLocalLoss, labels_at
@@ -30,7 +31,7 @@ from geoseg.training.labels import IGNORE
 RATES: dict[Mode, float] = {"global": 5e-5, "local": 2e-5, "collaborative": 5e-5}
 EPOCHS: dict[Mode, int] = {"global": 120, "local": 50, "collaborative": 120}
 _POWER = 0.9
-_WEIGHT_DECAY = 5e-4
+WEIGHT_DECAY = 5e-4
 _TRAINED: dict[Mode, tuple[str, ...]] = {
     "global": ("resnet_global", "fpn_global"),
     "local": ("resnet_local", "fpn_local", "ensemble_conv"),
@@ -133,6 +134,58 @@ def add_gradients(
     return found.item()
 
 
+class Stage:
+    """One stage in training.
+
+    Args:
+        network: of any mode, on the device to train on; its parts are put into training mode or frozen.
+        settings: sizes; the authors train with six patches in a sub-batch.
+        scaling: of the bands.
+        loss: of the stages.
+        prepare: makes the optimiser of the parameters that the stage trains, and the schedule of its rate.
+    """
+
+    def __init__(
+        self,
+        network: GlobalNet,
+        settings: GlobalLocalSettings,
+        scaling: Normalisation,
+        loss: GlobalLocalLoss,
+        prepare: Callable[[list[nn.Parameter]], tuple[torch.optim.Optimizer, LambdaLR]],
+    ) -> None:
+        self.network, self._settings, self._scaling, self._loss = network, settings, scaling, loss
+        self._trained = begin_training(network)
+        self.optimiser, self.schedule = prepare(self._trained)
+
+    def step(self, scenes: Sequence[LabelledScene], *, clip: float = 0.0) -> float:
+        """Do one step and return its loss, the sum over sub-batches.
+
+        Args:
+            scenes: wherever they are.
+            clip: largest norm of the gradient; 0 for any.
+
+        Raises:
+            RunError: the loss is no number.
+        """
+        device = self._trained[0].device
+        self.optimiser.zero_grad()
+        placed = [each.to(device) for each in scenes]
+        value = add_gradients(self.network, placed, self._loss, self._settings, self._scaling)
+        if not math.isfinite(value):
+            raise RunError(
+                f"the loss of GLNet is {value} in step {self.schedule.last_epoch + 1}: lower the learning rate."
+            )
+        if clip:
+            nn.utils.clip_grad_norm_(self._trained, clip)
+        self.optimiser.step()
+        self.schedule.step()
+        return value
+
+    def resume(self) -> None:
+        """Put the network into training mode again, after it was judged."""
+        begin_training(self.network)
+
+
 def train_stage(
     network: GlobalNet,
     scenes: Sequence[LabelledScene],
@@ -169,24 +222,18 @@ def train_stage(
     if not scenes:
         raise ConfigError("there are no scenes to train GLNet with: give one or more.")
     loss = loss or GlobalLocalLoss(network.num_classes)
-    device = next(network.parameters()).device
     rounds = EPOCHS[network.mode] if epochs is None else epochs
     steps = rounds * -(-len(scenes) // batch)
-    optimiser = torch.optim.Adam(
-        begin_training(network), RATES[network.mode] if rate is None else rate, weight_decay=_WEIGHT_DECAY
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / steps) ** _POWER)
+
+    def prepare(trained: list[nn.Parameter]) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        first = RATES[network.mode] if rate is None else rate
+        optimiser = torch.optim.Adam(trained, first, weight_decay=WEIGHT_DECAY)
+        return optimiser, LambdaLR(optimiser, lambda step: max(0.0, 1 - step / steps) ** _POWER)
+
+    stage = Stage(network, settings, scaling, loss, prepare)
     found: list[float] = []
     for chosen in _batches(scenes, rounds, batch, torch.Generator().manual_seed(seed)):
-        optimiser.zero_grad()
-        placed = [
-            LabelledScene(each.pixels.to(device), each.valid.to(device), each.labels.to(device)) for each in chosen
-        ]
-        value = add_gradients(network, placed, loss, settings, scaling)
-        if not math.isfinite(value):
-            raise RunError(f"the loss of GLNet is {value} in step {len(found) + 1}: lower the learning rate.")
-        optimiser.step()
-        schedule.step()
+        value = stage.step(chosen)
         found.append(value)
         if progress is not None:
             progress(len(found), steps, value)

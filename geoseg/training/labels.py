@@ -21,7 +21,7 @@ from geoseg.classes import Classes
 from geoseg.errors import LabelsError
 from geoseg.geodesy import pixel_size, projection
 from geoseg.scene import Scene
-from geoseg.source import gdal_environment, open_raster, reading
+from geoseg.source import OpenPerThread, gdal_environment, open_raster, reading
 from geoseg.training.config import VECTOR, DataConfig
 from geoseg.training.polygons import borders, burn, footprint, read_polygons
 
@@ -70,7 +70,7 @@ class VectorLabels(Labels):
 
 
 @dataclass(frozen=True)
-class RasterLabels(Labels):
+class RasterLabels(OpenPerThread, Labels):
     """A raster of class ids; ``places`` (256,) says which class each value is, -1 for none."""
 
     path: str
@@ -117,14 +117,6 @@ class RasterLabels(Labels):
                 values = warped.read(1)
                 known = warped.read(warped.count) if source.nodata is None else warped.read_masks(1)
         return np.stack([values, known.astype(values.dtype)])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore pickled labels, with no file open yet."""
-        self.__dict__.update(state, _open=threading.local())
 
 
 def open_labels(path: str, scene: Scene, data: DataConfig) -> Labels:

@@ -201,19 +201,22 @@ class TrainingModule(pl.LightningModule):
             {"params": list(self.loss.parameters()), "lr": loop.lr, "weight_decay": 0.0},
         ]
         frozen_until = [self._config.network.freeze_steps, 0, 0]
-        rates = [_rate(loop, until) for group, until in zip(groups, frozen_until, strict=True) if group["params"]]
+        rates = [rate_of(loop, until) for group, until in zip(groups, frozen_until, strict=True) if group["params"]]
         groups = [group for group in groups if group["params"]]
-        optimiser: torch.optim.Optimizer
-        if loop.optimiser == "sgd":
-            optimiser = torch.optim.SGD(groups, loop.lr, momentum=loop.momentum, weight_decay=loop.weight_decay)
-        else:
-            kind = torch.optim.AdamW if loop.optimiser == "adamw" else torch.optim.Adam
-            optimiser = kind(groups, loop.lr, weight_decay=loop.weight_decay)
+        optimiser = optimiser_of(groups, loop)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _rate(loop: LoopConfig, frozen_until: int) -> Callable[[int], float]:
+def optimiser_of(groups: list[dict[str, Any]], loop: LoopConfig) -> torch.optim.Optimizer:
+    """Return the optimiser that a configuration names, for groups of parameters."""
+    if loop.optimiser == "sgd":
+        return torch.optim.SGD(groups, loop.lr, momentum=loop.momentum, weight_decay=loop.weight_decay)
+    kind = torch.optim.AdamW if loop.optimiser == "adamw" else torch.optim.Adam
+    return kind(groups, loop.lr, weight_decay=loop.weight_decay)
+
+
+def rate_of(loop: LoopConfig, frozen_until: int = 0) -> Callable[[int], float]:
     """Return the learning rate of each step as a share of the largest."""
 
     def rate(step: int) -> float:

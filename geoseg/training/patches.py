@@ -108,22 +108,34 @@ def turned(patch: Patch, turn: int) -> Patch:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Draws patch after patch from sites."""
+    """Draws patch after patch from sites; ``inside`` moves those that are neither turned nor scaled into the scene."""
 
     sites: Sequence[Site]
     sampler: Sampler
     side: int
     min_valid: float
+    inside: bool = False
 
     def place(self, number: int) -> Place:
         """Return where patch ``number`` was first looked for."""
-        return self.sampler.draw(self.sampler.random(number))
+        return self._drawn(self.sampler.random(number))
+
+    def _drawn(self, random: np.random.Generator) -> Place:
+        place = self.sampler.draw(random)
+        if not self.inside or place.scale != 1 or place.angle != 0:
+            return place
+        half = self.side / 2
+        row, col = (
+            max(half, min(centre, side - half))
+            for centre, side in zip(place.centre, self.sites[place.site].scene.shape, strict=True)
+        )
+        return replace(place, centre=(row, col))
 
     def __getitem__(self, number: int) -> Patch:
         """Return patch ``number``; of places with too little data the last that was tried."""
         random = self.sampler.random(number)
         for _ in range(_TRIES):
-            place = self.sampler.draw(random)
+            place = self._drawn(random)
             patch = read_patch(self.sites[place.site], place, self.side)
             if patch.valid.mean() >= self.min_valid and patch.known:
                 break

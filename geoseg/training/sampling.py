@@ -5,9 +5,11 @@ Patch ``i`` of a seed is the same whoever draws it: threads, processes and inter
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -76,7 +78,7 @@ def count(site: Site, num_classes: int, patch: int, *, coarse: bool = False) -> 
     block = max(1, _BLOCK // side) * side
     for window in ChunkGrid(shape, block):
         to_site = Affine.scale(step) * Affine.translation(window.col, window.row)
-        labels = site.labels_on(to_site, window.shape)
+        labels: NDArray[Any] = site.labels_on(to_site, window.shape)
         if coarse:
             labels = _kinds(site, to_site, labels, num_classes - 1)
         if (labels != IGNORE).any():
@@ -146,6 +148,13 @@ class Sampler:
         self._by_class = np.cumsum(self.pixels, axis=1)
         self._all = np.cumsum(self.pixels.sum(axis=0))
         self._sampling, self._augment, self._seed = sampling, augment, seed
+
+    def of_classes(self, positions: Sequence[int]) -> Sampler:
+        """Return one that draws all places from these classes, each alike."""
+        found = copy.copy(self)
+        found._by_class = self._by_class[list(positions)]
+        found._sampling = self._sampling.model_copy(update={"balance": 1.0})
+        return found
 
     def random(self, number: int) -> np.random.Generator:
         """Return the random numbers of patch ``number``."""

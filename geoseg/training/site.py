@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -248,12 +248,17 @@ def refuse_large_patches(sites: list[Site], config: TrainConfig) -> None:
 def windows_of(site: Site, patch: int) -> list[Window]:
     """Return the squares of ``patch`` pixels that cover the site's area, row by row."""
     height, width = site.scene.shape
+    windows = [Window(row, col, patch, patch) for row in range(0, height, patch) for col in range(0, width, patch)]
+    return [window for window, met in zip(windows, meeting(site, windows), strict=True) if met]
+
+
+def meeting(site: Site, windows: Sequence[Window]) -> NDArray[np.bool_]:
+    """Return which windows share ground with the site's area."""
     back = ~site.scene.geobox.affine
     matrix = np.array([[back.a, back.b], [back.d, back.e]])
     placed = shapely.transform(site.area, lambda xy: xy @ matrix.T + (back.c, back.f))
-    windows = [Window(row, col, patch, patch) for row in range(0, height, patch) for col in range(0, width, patch)]
     boxes = shapely.box(*np.array([(w.col, w.row, w.col_stop, w.row_stop) for w in windows]).T)
     meets = np.zeros(len(windows), bool)
     for shape in placed:
         meets |= shapely.area(shapely.intersection(boxes, shape)) > 0
-    return [window for window, met in zip(windows, meets, strict=True) if met]
+    return meets

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,11 +20,77 @@ from geoseg.normalisation import Normalisation, Statistics
 from geoseg.segmenters.checkpoint_files import read_checkpoint
 from geoseg.segmenters.network import load_tensors
 from geoseg.training.config import NetworkConfig, TrainConfig
-from geoseg.training.site import Site
+from geoseg.training.patches import Drawing
+from geoseg.training.sampling import Count, Sampler, count
+from geoseg.training.site import Site, open_sites, refuse_large_patches
+
+if TYPE_CHECKING:
+    from geoseg.training.coarse_tables import CoarseTable
 
 _ENCODERS = ("encoder", "backbone", "feats")
 # Of an encoder's own weights, at least this share must be in a file that is said to hold them.
 _LEAST_FOUND = 0.9
+
+
+def open_drawing(
+    config: TrainConfig,
+    progress: Callable[[str, int, int], None] | None,
+    tables: Sequence[CoarseTable] = (),
+    tell: Callable[[str], None] | None = None,
+) -> tuple[Drawing, list[Site]]:
+    """Open the scenes, count their labels, and return where patches are drawn, and the sites to be judged on.
+
+    Args:
+        config: of the training.
+        progress: called with a stage, steps done, and steps in all.
+        tables: of the coarse labels that are learned from; none where fine labels are.
+        tell: called with what the coarse classes that occur can teach.
+
+    Raises:
+        ConfigError: patches too large for a scene, or a coarse class without statistics.
+        SceneError: a scene that cannot be used.
+        LabelsError: labels that cannot be used, or none where there must be some.
+    """
+    sites, judged = open_sites(config)
+    refuse_large_patches(sites, config)
+    loop, counts = config.training, []
+    names = [*tables[0].names, "another label"] if tables else [item.name for item in config.data.table()]
+    for done, site in enumerate(sites):
+        if progress is not None:
+            progress("counting labels", done, len(sites))
+        counts.append(count(site, len(names), loop.patch, coarse=bool(tables)))
+    if progress is not None:
+        progress("counting labels", len(sites), len(sites))
+    if tables:
+        names, counts = _occurring(names, counts, tables, tell)
+    sampler = Sampler(counts, names, config.sampling, config.augment, loop.seed)
+    return Drawing(sites, sampler, loop.patch, config.sampling.min_valid), judged
+
+
+def _occurring(
+    names: list[str], counts: list[Count], tables: Sequence[CoarseTable], tell: Callable[[str], None] | None
+) -> tuple[list[str], list[Count]]:
+    """Return the coarse classes that occur, and their counts; tell what they can teach."""
+    from geoseg.training.coarse_module import told_of
+
+    totals = sum(item.pixels.sum((1, 2)) for item in counts)
+    for told in told_of(tables, totals):
+        if tell is not None:
+            tell(told)
+    there = totals > 0
+    occurring = [name for name, found in zip(names, there, strict=True) if found]
+    return occurring, [replace(item, pixels=item.pixels[there]) for item in counts]
+
+
+def scaling_of(config: TrainConfig, known: Normalisation | None, sites: Sequence[Site]) -> Normalisation | None:
+    """Return the scaling that the bundle will hold, the known one or as measured; None if each scene has its own.
+
+    Raises:
+        SceneError: a scene without a valid pixel.
+    """
+    if config.data.scaling == "scene":
+        return None
+    return known or measured_scaling(sites)
 
 
 def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkConfig, Normalisation | None]:
@@ -36,8 +104,9 @@ def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkCo
     """
     settings, scaling, bundle = config.network, None, None
     if settings.start is not None:
-        bundle = read_bundle(config.path(settings.start))
-        settings = _settings_of(bundle, settings, config, bands)
+        bundle = start_of(config, settings.start, bands)
+        told = {key: bundle.description.settings.get(key) for key in ("name", "encoder", "options")}
+        settings = settings.model_copy(update={**told, "options": dict(told["options"] or {})})
         record = bundle.description.normalisation
         scaling = record.build() if record else None
     with torch.random.fork_rng(devices=[]):
@@ -54,16 +123,29 @@ def first_network(config: TrainConfig, bands: int) -> tuple[nn.Module, NetworkCo
         load_tensors(network, bundle.tensors(), bundle.path)
     if settings.encoder_weights is not None:
         path = config.path(settings.encoder_weights)
-        load_encoder(encoder_of(network, settings.name), read_checkpoint(path).tensors, path, bands)
+        load_encoder(encoder_of(network, settings.name), read_checkpoint(path, bundles=True).tensors, path, bands)
     return network, settings, scaling
 
 
-def _settings_of(bundle: Bundle, asked: NetworkConfig, config: TrainConfig, bands: int) -> NetworkConfig:
+def start_of(config: TrainConfig, path: str, bands: int, method: str | None = None) -> Bundle:
+    """Return the bundle to go on from.
+
+    Args:
+        config: of the run.
+        path: as the configuration has it.
+        bands: of the scenes.
+        method: of the bundle, by default ``network``, or ``refiner`` for a network that refines.
+
+    Raises:
+        ConfigError: it is for other classes or bands.
+        BundleError: it cannot be used, or is of another method.
+    """
+    bundle, name = read_bundle(config.path(path)), config.network.name
     description = bundle.description
-    refines = networks.info(asked.name).needs_prior
-    if description.method != ("refiner" if refines else "network"):
+    refines = networks.info(name).needs_prior
+    if description.method != (method or ("refiner" if refines else "network")):
         raise BundleError(
-            f"{bundle.path} holds a {description.method} model, which is no start for network {asked.name}: set "
+            f"{bundle.path} holds a {description.method} model, which is no start for network {name}: set "
             "network.name to what it holds, or start from another."
         )
     names, wanted = [item.name for item in description.classes], [item.name for item in config.data.table()]
@@ -74,8 +156,7 @@ def _settings_of(bundle: Bundle, asked: NetworkConfig, config: TrainConfig, band
         )
     if len(description.bands) != bands:
         raise ConfigError(f"{bundle.path} is for {len(description.bands)} bands where the scenes give {bands}.")
-    told = {key: description.settings.get(key) for key in ("name", "encoder", "options")}
-    return asked.model_copy(update={**told, "options": dict(told["options"] or {})})
+    return bundle
 
 
 def encoder_of(network: nn.Module, name: str) -> nn.Module:
@@ -113,7 +194,7 @@ def load_encoder(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         ConfigError: the file lacks more than a tenth of the encoder's weights.
     """
     own = {name: value for name, value in encoder.state_dict().items() if not name.endswith("num_batches_tracked")}
-    given = max((_named_as(own, tensors, cut) for cut in range(3)), key=lambda each: len(own.keys() & each.keys()))
+    given = max((_named_as(own, tensors, cut) for cut in range(4)), key=lambda each: len(own.keys() & each.keys()))
     if len(own.keys() & given.keys()) < _LEAST_FOUND * len(own):
         given = _in_order(own, tensors) or given
     found = 0

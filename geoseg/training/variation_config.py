@@ -75,6 +75,42 @@ class DamageConfig(Section):
         return value
 
 
+class StagesConfig(Section):
+    """The losses of GLNet's stages (:class:`geoseg.losses.global_local.GlobalLocalLoss`).
+
+    Attributes:
+        gamma: of the focal loss.
+        coupling: weight of the mean squared difference of the branches' maps in the second stage.
+    """
+
+    gamma: float = Field(default=3.0, ge=0)
+    coupling: float = Field(default=0.15, ge=0)
+
+
+class SaliencyConfig(Section):
+    """How a pair of networks after RSTN learns (:mod:`geoseg.training.saliency`).
+
+    Attributes:
+        shares: of the steps that are separate, individual and joint, as multiples of each other; 0 leaves a
+            stage out, which is for pairs that have been trained before.
+        margin_chance: probability that the margins round a target are drawn, each from 0 to twice the usual.
+        coarse_weight: the coarse network's share of the loss.
+        empty: share of the patches without a target in the joint steps.
+    """
+
+    shares: tuple[float, float, float] = (2.0, 6.0, 8.0)
+    margin_chance: float = Field(default=0.5, ge=0, le=1)
+    coarse_weight: float = Field(default=1 / 3, ge=0, le=1)
+    empty: float = Field(default=0.25, ge=0, lt=1)
+
+    @field_validator("shares")
+    @classmethod
+    def _some(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or sum(value) <= 0:
+            raise ValueError("give three numbers of 0 or more, not all 0, such as [2, 6, 8]")
+        return value
+
+
 class MixConfig(Section):
     """Whether batches are blended with themselves (:class:`geoseg.training.mixing.Mixing`).
 

@@ -16,7 +16,7 @@ from geoseg.grid import Window
 from geoseg.vector import labelling
 from geoseg.vector.pixel_polygons import PixelPolygons
 from geoseg.vector.seams import Border, Seams
-from geoseg.vector.stitch import Pieces, Stitcher
+from geoseg.vector.stitch import Pieces, Stitcher, stitched
 from geoseg.vector.tracing import Columns, Labelled, traced
 
 # The label of pixels that belong to no polygon; class ids end below it.
@@ -25,6 +25,8 @@ NOTHING = 255
 UNKNOWN = 65535
 # Blocks of the first pass are kept for the second while they are no larger than this, all together.
 _KEPT_BYTES = 64 * 2**20
+# Of how many blocks a worker may have the outcomes waiting, so that it goes on while the caller takes a batch in.
+_AHEAD = 3
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -108,31 +110,43 @@ def polygonize(
                 progress(done, 2 * len(work.blocks))
         work.close()
         stitcher = Stitcher(work.seams.spread())
+        rows_ended: deque[Future[PixelPolygons]] = deque()
         for block, (finished, pieces) in _in_order(pool, workers, work.trace, work.blocks):
             stitcher.add(pieces)
             if len(finished):
                 yield finished
-            # What a row of blocks has completed is put together at once: fewer, larger batches.
-            if block[1] == len(cols) - 2 and len(stitched := stitcher.take(cols[-1])):
-                yield work.finish(stitched)
+            # What a row of blocks has completed is put together at once, in fewer and larger batches, while the blocks
+            # of the next row are worked on.
+            if block[1] == len(cols) - 2:
+                rows_ended.append(_started(pool, workers, work.stitch, stitcher.take()))
+                if (len(rows_ended) > 1 or workers == 1) and len(polygons := rows_ended.popleft().result()):
+                    yield polygons
             done += 1
             if progress:
                 progress(done, 2 * len(work.blocks))
+        for future in rows_ended:
+            if len(polygons := future.result()):
+                yield polygons
+
+
+def _started(pool: ThreadPoolExecutor, workers: int, task: Callable[[T], R], item: T) -> Future[R]:
+    """Return what ``task`` will give, or has given where there is one worker: it is the thread that asks."""
+    if workers > 1:
+        return pool.submit(task, item)
+    done: Future[R] = Future()
+    done.set_result(task(item))
+    return done
 
 
 def _in_order(
     pool: ThreadPoolExecutor, workers: int, task: Callable[[T], R], items: Iterable[T]
 ) -> Iterator[tuple[T, R]]:
-    """Yield each item with what ``task`` gives for it, in order; never more than ``workers`` + 1 at a time."""
-    if workers == 1:
-        for item in items:
-            yield item, task(item)
-        return
+    """Yield each item with what ``task`` gives for it, in order; never more than ``_AHEAD`` × ``workers`` at a time."""
     running: deque[tuple[T, Future[R]]] = deque()
     try:
         for item in items:
-            running.append((item, pool.submit(task, item)))
-            if len(running) > workers:
+            running.append((item, _started(pool, workers, task, item)))
+            if workers == 1 or len(running) >= _AHEAD * workers:
                 first, future = running.popleft()
                 yield first, future.result()
         while running:
@@ -215,6 +229,11 @@ class _Work:
             self._observe(labelled.window, inner, feature)
         finished, pieces = traced(labelled, open_, _columns(labelled, feature), raster_width)
         return self.finish(finished) if len(finished) else finished, pieces
+
+    def stitch(self, parts: list[Pieces]) -> PixelPolygons:
+        """Put complete regions together."""
+        polygons = stitched(parts, self._source.cuts[1][-1])
+        return self.finish(polygons) if len(polygons) else polygons
 
     def _label(self, block: tuple[int, int]) -> Labelled | None:
         rows, cols = self._source.cuts

@@ -74,8 +74,8 @@ class Stitcher:
             self._missing[pieces.region_keys] -= 1
             self._pending.append(pieces)
 
-    def take(self, raster_width: int) -> PixelPolygons:
-        """Give back the regions that have become complete."""
+    def take(self) -> list[Pieces]:
+        """Give back the pieces of the regions that have become complete."""
         complete = self._missing == 0
         ready, waiting = [], []
         for pieces in self._pending:
@@ -85,11 +85,11 @@ class Stitcher:
             if not done.all():
                 waiting.append(pieces.chosen(~complete) if done.any() else pieces)
         self._pending = waiting
-        return _stitched(ready, raster_width)
+        return ready
 
 
-def _stitched(parts: list[Pieces], raster_width: int) -> PixelPolygons:
-    """Return complete regions as polygons."""
+def stitched(parts: list[Pieces], raster_width: int) -> PixelPolygons:
+    """Return complete regions, all of whose pieces are in ``parts``, as polygons."""
     if not parts:
         return PixelPolygons.joined([])
     corners = np.concatenate([part.corners for part in parts])

@@ -26,7 +26,21 @@ def read_value_names(path: str | os.PathLike[str], nodata: int | None = None) ->
     Raises:
         LabelsError: the file cannot be read, or a line or value makes no class.
     """
-    path = Path(path)
+    items = _items(Path(path), merging=False)
+    fits = nodata is not None and nodata >= 0
+    return Classes(items, int(nodata) if fits and nodata is not None else Classes.nodata)
+
+
+def read_value_items(path: str | os.PathLike[str]) -> tuple[LabelClass, ...]:
+    """Read what :func:`read_value_names` reads, where several values may have one name: they are to be merged.
+
+    Raises:
+        LabelsError: the file cannot be read, a line or value makes no class, or a value stands there twice.
+    """
+    return _items(Path(path), merging=True)
+
+
+def _items(path: Path, *, merging: bool) -> tuple[LabelClass, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -36,15 +50,14 @@ def read_value_names(path: str | os.PathLike[str], nodata: int | None = None) ->
     seen: dict[object, str] = {}
     for where, value, name, color in records:
         item = _item(path, where, value, name, color, len(items))
-        for key in (item.id, item.name):
+        for key in (item.id,) if merging else (item.id, item.name):
             if key in seen:
                 raise LabelsError(f"{path}, {where}: {key!r} stands at {seen[key]} already: give each class one entry.")
             seen[key] = where
         items.append(item)
     if not items:
         raise LabelsError(f"{path} names no values: write value,name on each line.")
-    fits = nodata is not None and nodata >= 0
-    return Classes(tuple(items), int(nodata) if fits and nodata is not None else Classes.nodata)
+    return tuple(items)
 
 
 def _item(path: Path, where: str, value: str, name: object, color: object, position: int) -> LabelClass:

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 from tests.benchmarks import (
+    bench_clustering,
+    bench_global_local,
     bench_memory,
     bench_networks,
     bench_overhead,
@@ -21,10 +23,13 @@ _ALL = {
     "startup": bench_startup.main,
     "overhead": bench_overhead.main,
     "memory": bench_memory.main,
+    "glnet": bench_global_local.main,
     "networks": bench_networks.main,
     "training": bench_training.main,
     "decoders": bench_recipes.decoders,
     "losses": bench_recipes.losses,
+    "clustering": bench_clustering.buildings,
+    "seasons": bench_clustering.seasons,
     "vectorising": bench_vectorising.main,
     "large": bench_vectorising.large,
     "writing": bench_writing.main,

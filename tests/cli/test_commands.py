@@ -34,6 +34,7 @@ COMMANDS = (
     "losses",
     "methods",
     "refine",
+    "name",
     "demo",
 )
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
@@ -198,8 +199,8 @@ def test_methods_are_listed_with_commands_that_exist(run: Run) -> None:
 
 def test_networks_lists_all(run: Run) -> None:
     lines = run("networks").out
-    assert [line.split()[0] for line in lines] == ["name", *geoseg.networks.names()]
-    assert {"plainconv", "unet"} <= set(geoseg.networks.names())
+    assert [line.split()[0] for line in lines] == ["name", *geoseg.networks.every_name()]
+    assert {"plainconv", "unet"} <= set(geoseg.networks.every_name())
 
 
 # The chain: init, info, predict, vectorize
@@ -362,6 +363,12 @@ def test_a_saved_clustering_gives_the_same_labels_again(run: Run, tmp_path: Path
     record = json.loads("\n".join(run("info", model, "--json").out))
     assert record["method"] == "feature-clustering"
     assert len(record["classes"]) <= 4
+    (tmp_path / "names.csv").write_text("0,ground\n1,ground\n")
+    for source, out in ((again, tmp_path / "named.tif"), (model, tmp_path / "named.safetensors")):
+        said = run("name", source, tmp_path / "names.csv", out)
+        assert said.out == [str(out)]
+        assert "0 ground" in said.err[0]
+    assert not (_labels(tmp_path / "named.tif") == 1).any()
 
 
 # What is printed

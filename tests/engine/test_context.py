@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,30 @@ def test_a_view_that_only_just_reaches_the_scene_shows_its_edge(raster: Any) -> 
     assert np.allclose(before.data[0, :, 0], array[0, :2, :20].mean())
     behind = scene.read_coarse(Window(38, 0, 40, 40), 2)
     assert np.allclose(behind.data[0, :, 0], array[0, 38:, :20].mean())
+
+
+@given(
+    st.tuples(st.integers(5, 40), st.integers(5, 40)),
+    st.tuples(st.integers(-30, 30), st.integers(-30, 30)),
+    st.integers(1, 7),
+    st.integers(1, 12),
+)
+def test_coarse_pixels_keep_their_places_where_an_edge_cuts_them(
+    shape: tuple[int, int], corner: tuple[int, int], step: int, size: int
+) -> None:
+    """Each coarse pixel whose centre is on the scene is the mean of what of it lies inside."""
+    array = np.random.default_rng([*shape, step]).integers(0, 255, (1, *shape)).astype(np.float32)
+    window = Window(*corner, step * size, step * size)
+    if window.intersect(Window(0, 0, *shape)).height <= 0 or window.intersect(Window(0, 0, *shape)).width <= 0:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = geoseg.open(write_raster(Path(folder) / "scene.tif", array)).read_coarse(window, size)
+    assert found.valid.all()
+    for i, j in np.ndindex(size, size):
+        top, left = corner[0] + i * step, corner[1] + j * step
+        if 0 <= top + step / 2 < shape[0] and 0 <= left + step / 2 < shape[1]:
+            own = array[0, max(0, top) : top + step, max(0, left) : left + step]
+            assert np.isclose(found.data[0, i, j], own.mean(), rtol=1e-5, atol=1e-3)
 
 
 def test_views_of_blended_tiles(tmp_path: Path, village: Path) -> None:

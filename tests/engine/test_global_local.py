@@ -65,6 +65,10 @@ def test_chunks_change_nothing(tmp_path: Path, corner: Path, segmenter: GlobalLo
         assert np.array_equal(found[0], found[2])
         assert len(np.unique(found[0])) > 3
         assert (found[0][:, :10] == 255).all()
+    # Macro-windows share a patch with their neighbours in order to be blended there.
+    geoseg.predict(corner, tmp_path / "default.tif", segmenter)
+    assert (tmp_path / "default.tif").read_bytes() == (tmp_path / "hann1.tif").read_bytes()
+    assert (tmp_path / "default.tif").read_bytes() != (tmp_path / "crop1.tif").read_bytes()
     with pytest.raises(ConfigError, match="cuts the scene in its own way: leave --tile and --halo out"):
         geoseg.predict(corner, tmp_path / "no.tif", segmenter, tile=96)
 
@@ -74,7 +78,7 @@ def test_macro_windows_stand_in_for_tiles(tmp_path: Path, corner: Path, segmente
 
     Lines between chunks run along cores, so that few macro-windows are computed twice.
     """
-    options = Options()
+    options = Options(blend="crop")
     plan, _ = make_plan(corner, Outputs.check(tmp_path / "out.tif", options), segmenter, segmenter, options)
     scene, grid = plan.model_scene, segmenter.lattice(plan.model_scene.shape)
     assert len(grid) == 4
@@ -99,3 +103,23 @@ def test_macro_windows_stand_in_for_tiles(tmp_path: Path, corner: Path, segmente
         for number in range(len(cut.chunks)):
             found[cut.chunks.window(number).within(scene.window)] = segment_chunk(cut, runner, number)[0].layers[0]
         assert np.array_equal(found, expected)
+
+
+def test_the_commands_make_and_run_it_alike_on_one_worker_and_on_two(tmp_path: Path, corner: Path) -> None:
+    from geoseg_cli.main import main
+
+    def run(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as stop:
+            main([str(each) for each in arguments])
+        assert stop.value.code == 0
+
+    model = tmp_path / "glnet.safetensors"
+    small = ("overview=32", "patch=32", "min_overlap=0", "extent=96", "sub_batch=9", "mode=local")
+    options = [part for each in small for part in ("--set", each)]
+    encoder = ("--encoder", "mobilenetv3_small_100")
+    run("init", model, "--network", "glnet", *encoder, "--classes", "field,road,roof", "--seed", 3, *options)
+    run("predict", corner, tmp_path / "one.tif", "-m", model, "--chunk", 64, "-q")
+    run("predict", corner, tmp_path / "two.tif", "-m", model, "--chunk", 64, "--workers", 2, "-q")
+    assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
+    with rasterio.open(tmp_path / "one.tif") as file:
+        assert set(np.unique(file.read(1))) <= {0, 1, 2, 255}

@@ -162,6 +162,37 @@ def test_the_command_writes_labels_beside_polygons(tmp_path: Path, village: Path
     assert (_read(fine) == _read(tmp_path / "again.tif")).all()
 
 
+def test_the_commands_refine_object_by_object(tmp_path: Path, village: Path, model: Path, refiner: Path) -> None:
+    """Small objects keep their labels, whichever command refines them."""
+    from geoseg_cli.main import main
+
+    def run(*arguments: object) -> None:
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, arguments), "--refine-by", "object", "-q"])
+        assert stop.value.code == 0
+
+    rough = np.zeros(geoseg.open(village).shape, np.uint8)
+    rough[100:150, 100:160] = 1  # 3000 pixels
+    rough[10:20, 60:70] = 1
+    with rasterio.open(village) as source:
+        labels = write_raster(tmp_path / "rough.tif", rough, transform=source.transform, crs=source.crs)
+    run("refine", village, labels, tmp_path / "one.tif", "-m", refiner)
+    run("refine", village, labels, tmp_path / "two.tif", "-m", refiner, "--workers", 2, "--chunk", 256)
+    found = _read(tmp_path / "one.tif")
+    assert (found == _read(tmp_path / "two.tif")).all()
+    far = np.ones(rough.shape, bool)
+    far[60:190, 60:200] = False
+    assert (found == rough)[far & (found != 255)].all()
+    assert (found != rough)[~far].any()
+    geoseg.refine(village, labels, tmp_path / "tile.tif", refiner)
+    assert (_read(tmp_path / "tile.tif") != found).any()
+    run("predict", village, tmp_path / "predicted.tif", "-m", model, "--refine", refiner)
+    geoseg.predict(village, tmp_path / "tiles.tif", model, refine=str(refiner))
+    assert (_read(tmp_path / "predicted.tif") != _read(tmp_path / "tiles.tif")).any()
+    with pytest.raises(ConfigError, match="to be refined by object, but no refiner was named"):
+        geoseg.predict(village, tmp_path / "a.tif", model, refine_by="object")
+
+
 def test_what_is_refined_is_not_overwritten(tmp_path: Path, village: Path, labels: Path, refiner: Path) -> None:
     own = tmp_path / "own.tif"
     own.write_bytes(labels.read_bytes())

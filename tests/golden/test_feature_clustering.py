@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from geoseg.losses.clustering import UNLABELLED, continuity_loss, scribble_loss, similarity_loss
 from geoseg.networks.feature_clustering import FeatureClusteringNet
-from geoseg.segmenters.clustering_fit import UNLABELLED, continuity_loss, scribble_loss, similarity_loss
 
 pytestmark = pytest.mark.golden
 CLEAR = 1e-3  # labels are compared where the best response leads by more than this

@@ -14,17 +14,12 @@ from rasterio.transform import from_origin
 from geoseg.bundle import read_bundle, write_bundle
 from geoseg.errors import BundleError, ConfigError, OutputError, SceneError
 from geoseg.grid import TileGrid
+from geoseg.losses.clustering import continuity_loss, scribble_loss, similarity_loss
 from geoseg.scene import open_scene
-from geoseg.segmenters.clustering import FeatureClustering, fit, save, to_description
-from geoseg.segmenters.clustering_fit import (
-    ClusteringSettings,
-    continuity_loss,
-    draw_sample,
-    merge,
-    scribble_loss,
-    similarity_loss,
-)
+from geoseg.segmenters.clustering import METHODS, FeatureClustering, fit
+from geoseg.segmenters.clustering_fit import ClusteringSettings, merge
 from geoseg.segmenters.interface import State, Tiles
+from geoseg.segmenters.scene_sample import draw_sample
 
 QUICK = ClusteringSettings(channels=12, iterations=12, fit_tiles=4, fit_tile_size=64, batch=2)
 
@@ -97,10 +92,11 @@ def adjusted_rand(first, second):
     return (pairs(table) - chance) / ((rows + cols) / 2 - chance)
 
 
-@pytest.fixture
-def fitted(scene_of):
+@pytest.fixture(params=["continuity", "superpixels"])
+def fitted(scene_of, request):
     scene = scene_of(field(300, 420))
-    segmenter = FeatureClustering(replace(QUICK, target_segments=5), scene.band_names)
+    settings = replace(QUICK, target_segments=5, smoothing=request.param)
+    segmenter = FeatureClustering(settings, scene.band_names)
     return segmenter, segmenter.prepare(scene), scene
 
 
@@ -251,11 +247,12 @@ def test_fit_on_an_overview(scene_of):
 def test_a_saved_model_gives_the_same_scores(fitted, tmp_path):
     segmenter, state, scene = fitted
     path = tmp_path / "model.safetensors"
-    save(state, path)
+    state.save(path)
     with pytest.raises(OutputError, match="exists already"):
-        save(state, path)
-    save(state, path, overwrite=True)
+        state.save(path)
+    state.save(path, overwrite=True)
     again = FeatureClustering.from_bundle(read_bundle(path))
+    assert read_bundle(path).description.method == METHODS[state.settings.smoothing]
     assert again.spec.classes == state.classes
     assert again.spec.bands == scene.band_names
     loaded = again.prepare(scene)
@@ -279,7 +276,7 @@ def test_a_saved_model_gives_the_same_scores(fitted, tmp_path):
 )
 def test_refuses_a_bundle_whose_parts_do_not_fit(fitted, tmp_path, change, drop):
     _, state, _ = fitted
-    about = to_description(state)
+    about = state.description()
     about.settings.update(change)
     path = tmp_path / "model.safetensors"
     write_bundle(path, about, {name: value for name, value in state.weights.items() if name != drop})

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from geoseg import networks
+from geoseg.bundle import read_bundle
 from geoseg.errors import ConfigError
+from geoseg.segmenters.loading import resolve_bundle
 from geoseg.training.config import TrainConfig, check, read_config
 from geoseg.training.site import open_sites
 from geoseg.training.starting import find_encoder, first_network, load_encoder, measured_scaling
@@ -66,6 +68,23 @@ def test_an_encoder_that_sees_masks_too_knows_nothing_of_them_yet(tmp_path: Path
     torch.testing.assert_close(stem[:, :bands].sum(1), first.sum(1))
     if bands == 3:
         assert torch.equal(stem[:, :3], first)
+
+
+def test_the_encoder_of_a_bundle_of_another_network() -> None:
+    given = {
+        "name": "cascadepsp",
+        "encoder": "tf_efficientnet_lite0",
+        "encoder_weights": str(resolve_bundle("buildings")),
+        "options": {"width": 0.02, "dilated": False},
+    }
+    network, _, _ = first_network(config(given), 3)
+    source = read_bundle(resolve_bundle("buildings")).tensors()
+    own = network.state_dict()
+    for name in ("conv_stem.weight", "blocks.6.0.conv_pwl.weight", "bn1.running_var"):
+        wanted = torch.from_numpy(np.array(source[f"network.encoder.model.{name}"])).float()
+        assert torch.equal(
+            own[f"feats.{name}"][:, : wanted.shape[1]] if wanted.ndim == 4 else own[f"feats.{name}"], wanted
+        )
 
 
 def test_weights_of_other_names_in_the_same_order() -> None:

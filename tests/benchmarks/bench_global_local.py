@@ -1,0 +1,68 @@
+"""Memory of GLNet, all three networks of the full method, above that of its weights.
+
+A run over a scene of one macro-window is compared with one pass over the whole scene at full resolution (the encoder
+and the pyramid of one branch alone, in the same program), and with a run over a scene of four times the pixels.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from geoseg.bundle import write_bundle
+from geoseg.classes import Classes
+from tests.benchmarks.measuring import Cost, geoseg, run
+from tests.benchmarks.scenes import write_scene
+
+_SIDE = 2448
+_CLASSES = "unknown,urban,field,range,forest,water,barren"
+# Loads the model as a run does, and looks at nothing, at the whole scene at once, or at an overview alone.
+_PROGRAM = """
+import sys, torch, geoseg
+torch.set_num_threads(1)
+model = geoseg.load(sys.argv[1])
+model.place(torch.device("cpu"))
+if sys.argv[2] != "0":
+    side = int(sys.argv[2])
+    with torch.inference_mode():
+        model.network.fixed.overview(torch.zeros(1, 3, side, side).to(memory_format=torch.channels_last))
+"""
+
+
+def _written(folder: Path, encoder: str) -> Path:
+    from geoseg.segmenters.making import new_model
+
+    path = folder / f"glnet_{encoder}.safetensors"
+    if not path.exists():
+        made = new_model("glnet", bands=["red", "green", "blue"], classes=Classes.parse(_CLASSES), encoder=encoder)
+        write_bundle(path, *made)
+    return path
+
+
+def _predicted(folder: Path, model: Path, side: int) -> Cost:
+    scene = write_scene(folder / f"scene_{side}.tif", side)
+    return geoseg("predict", scene, folder / f"glnet_{side}.tif", "-m", model, "--overwrite", "--fresh", "-q")
+
+
+def main(folder: Path, encoder: str = "resnet50", side: int = _SIDE) -> None:
+    """Print peaks in MB and their ratios (wanted: 0.1 or less of one pass, and no growth with the scene)."""
+    model = _written(folder, encoder)
+
+    def looked(pixels: int) -> Cost:
+        return run(sys.executable, "-c", _PROGRAM, str(model), str(pixels))
+
+    idle = looked(0)
+    print(f"glnet {encoder}: program and weights {idle.peak_mb:.0f} MB", flush=True)
+    naive = looked(side)
+    print(f"one pass over {side}²: {naive.peak_mb - idle.peak_mb:.0f} MB above, {naive.cpu_s:.0f} CPU s", flush=True)
+    runs = []
+    for each in (side, 2 * side):
+        cost = _predicted(folder, model, each)
+        runs.append(cost)
+        print(f"run over {each}²: {cost.peak_mb - idle.peak_mb:.0f} MB above, {cost.cpu_s:.0f} CPU s", flush=True)
+    above = [cost.peak_mb - idle.peak_mb for cost in runs]
+    print(
+        f"glnet {encoder}: {above[0] / (naive.peak_mb - idle.peak_mb):.3f} of the memory of one pass; "
+        f"{above[1] / above[0]:.3f} times as much for four times the pixels",
+        flush=True,
+    )
