@@ -166,6 +166,17 @@ def test_places_are_drawn_by_coarse_class(given):
     assert counted.pixels.sum() > 0.9 * 128 * 192
 
 
+def test_a_map_of_the_world_is_coarse_labels_too(given, tmp_path):
+    """To UTM its bounds cannot be transformed, the scene's can."""
+    wide = np.full((180, 360), 7, np.uint8)
+    world = write_raster(tmp_path / "world.tif", wide, transform=Affine(1, 0, -180, 0, -1, 90), crs="EPSG:4326")
+    (tmp_path / "seven.csv").write_text("code,mean_square,sd_square\n7,0.12,0.05\n")
+    made = given({"coarse": str(world)}, {"table": str(tmp_path / "seven.csv"), "min_block_fraction": 0})
+    blocks = read_window(site_of(made), Window(0, 0, 64, 64)).blocks[0]
+    assert (blocks.numbers == 0).all()
+    assert blocks.ids.tolist() == [62 * 360 + 265]  # 27.6 degrees north, 85.5 degrees east
+
+
 @pytest.mark.parametrize("grouping", ["block", "class"])
 def test_no_fine_label_is_needed(given, squares, tmp_path, grouping):
     scene = {"labels": str(squares[1]), "train": [0, 0.75], "validation": [0.75, 1]}
