@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -11,23 +10,21 @@ from typing import Any
 
 import numpy as np
 import pyproj
-import rasterio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import rasterize
-from rasterio.warp import transform_bounds
 from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import LabelsError
 from geoseg.geodesy import projection
 from geoseg.scene import Scene
-from geoseg.source import gdal_environment, open_raster, placeless, reading
+from geoseg.source import OpenPerThread, gdal_environment, open_raster, placeless, reading
 from geoseg.training.blocks import Blocks, CellGrid
 from geoseg.training.coarse_config import CoarseSourceConfig
 from geoseg.training.coarse_tables import CoarseTable, read_table
 from geoseg.training.config import VECTOR, TrainConfig
-from geoseg.training.polygons import footprint, read_polygons
+from geoseg.training.polygons import read_polygons
 
 # Blocks of fewer pixels than these say what single pixels are: those are fine labels.
 _FEWEST_PIXELS = 4
@@ -54,7 +51,7 @@ class CoarseLabels(ABC):
 
 
 @dataclass(frozen=True)
-class RasterCells(CoarseLabels):
+class RasterCells(OpenPerThread, CoarseLabels):
     """The cells of a coarse raster.
 
     Attributes:
@@ -107,14 +104,6 @@ class RasterCells(CoarseLabels):
         for i in np.unique(inverse[known]):
             rows[i] = self.rows[codes[i]]
         return np.where(known, rows[inverse], NOTHING).astype(np.int16)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when pickled."""
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore pickled labels, with no file open yet."""
-        self.__dict__.update(state, _open=threading.local())
 
 
 @dataclass(frozen=True)
@@ -230,25 +219,33 @@ def _raster(path: str, scene: Scene, rows: Mapping[str, int]) -> RasterCells:
             raise LabelsError(f"{path} has no CRS: assign one, so that it can be laid over the scene.")
         own = pyproj.CRS.from_wkt(dataset.crs.to_wkt())
         cells = CellGrid(own, dataset.transform, (dataset.height, dataset.width))
-        try:
-            bounds = transform_bounds(dataset.crs, rasterio.crs.CRS.from_wkt(crs.to_wkt()), *dataset.bounds)
-        except rasterio.errors.CRSError:
-            bounds = (math.inf,) * 4
-    if not np.isfinite(bounds).all() or not shapely.intersects(shapely.box(*bounds), footprint(scene)):
+    place = _footprint_in(cells, crs, scene)
+    shared = shapely.intersection(place, shapely.box(0, 0, cells.shape[1], cells.shape[0]))
+    if shared.is_empty or not shared.area:
         raise LabelsError(
             f"{path} does not meet the scene {scene.path}: give coarse labels of the same place, and check the CRS of "
             "both."
         )
-    found = RasterCells(path, cells, crs, rows)
-    row, col = cells.cells(crs, scene.geobox.affine, (1, 1))
-    middle = np.array([max(0, int(row[0, 0])) * cells.shape[1] + max(0, int(col[0, 0]))])
-    area = float(cells.areas(middle, crs, scene.geobox.affine)[0])
+    inside = shared.representative_point()
+    one = cells.ids(np.array([int(inside.y)]), np.array([int(inside.x)]))
+    area = float(cells.areas(one, crs, scene.geobox.affine)[0])
     if area < _FEWEST_PIXELS:
         raise LabelsError(
             f"a cell of {path} covers {area:.2g} pixels of {scene.path}, which is no coarse label: give it as "
             "`labels`, or make data.resolution finer."
         )
-    return found
+    return RasterCells(path, cells, crs, rows)
+
+
+def _footprint_in(cells: CellGrid, crs: pyproj.CRS, scene: Scene) -> shapely.Polygon:
+    """Return the outline of a scene in columns and rows of cells, empty where it lies beyond what their CRS reaches."""
+    height, width = scene.shape
+    ring = shapely.segmentize(shapely.box(0, 0, width, height), max(height, width) / 16).exterior
+    cols, rows = shapely.get_coordinates(ring).T
+    row, col = cells.places(crs, scene.geobox.affine, rows, cols)
+    if not np.isfinite([row, col]).all():
+        return shapely.Polygon()
+    return shapely.make_valid(shapely.Polygon(np.column_stack([col, row])))
 
 
 def code_of(value: Any) -> str:

@@ -1,0 +1,115 @@
+"""Coarse labels from end to end: statistics, training, prediction, and where it contradicts the coarse map."""
+
+from __future__ import annotations
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+import yaml
+from affine import Affine
+
+from geoseg_cli.main import main
+from tests.conftest import write_raster
+from tests.training.conftest import squares  # noqa: F401 - fixture
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def coarse(squares, tmp_path):  # noqa: F811
+    """Cells of a ten-thousandth of a degree (about 10 m) with classes 0, 1 and 2 by the share of squares."""
+    import pyproj
+
+    with rasterio.open(squares[1]) as source:
+        labels, to_utm = source.read(1), source.transform
+    rows, cols = np.indices(labels.shape) + 0.5
+    turn = pyproj.Transformer.from_crs(32645, 4326, always_xy=True)
+    lon, lat = turn.transform(*(to_utm * (cols, rows)))
+    step = 1e-4
+    affine = Affine(step, 0, lon.min() - 1e-5, 0, -step, lat.max() + 1e-5)
+    col, row = (np.floor(each).astype(int) for each in ~affine * (lon, lat))
+    shape = (row.max() + 1, col.max() + 1)
+    ids = (row * shape[1] + col).ravel()
+    pixels, ones = (np.bincount(ids, w, shape[0] * shape[1]) for w in (None, labels.ravel()))
+    values = np.digitize(ones / np.maximum(pixels, 1), [0.08, 0.2]).astype(np.uint8).reshape(shape)
+    return write_raster(tmp_path / "coarse.tif", values, transform=affine, crs="EPSG:4326")
+
+
+def test_from_a_coarse_map_to_labels_and_doubts(squares, coarse, tmp_path, capfd):  # noqa: F811
+    table, model, labels, doubts = (tmp_path / n for n in ("t.csv", "m.safetensors", "labels.tif", "doubts.tif"))
+    given = (squares[0], coarse, squares[1], table, "--classes", "background,square", "-q")
+    assert run("coarse-stats", *given, "--min-blocks", 5, "--min-labelled", 0.5) == 0
+    told = capfd.readouterr()
+    assert told.out.startswith("coarse class  blocks")
+    assert told.out.endswith(f"{table}\n")
+    assert "3 coarse classes of" in told.err
+    assert run("coarse-stats", *given) == 1
+    assert "exists already" in capfd.readouterr().err
+
+    scene = {"image": str(squares[0]), "coarse": str(coarse)}
+    config = {
+        "data": {"scenes": [scene], "classes": "background,square"},
+        "targets": "coarse",
+        "coarse": {"sources": [{"table": str(table), "least_deviation": 0.03, "max_block_grad": 1.0}]},
+        "network": {"name": "lsr-fcn", "options": {"width": 8, "depth": 2}},
+        "training": {"steps": 60, "batch": 4, "patch": 64, "lr": 0.02, "workers": 0, "device": "cpu", "average": 0.9},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert run("train", tmp_path / "c.yaml", "-o", model, "-q") == 0
+    assert run("predict", squares[0], labels, "-m", model, "-q") == 0
+    with rasterio.open(labels) as found, rasterio.open(squares[0]) as image, rasterio.open(squares[1]) as truth:
+        assert (found.crs, found.transform, found.shape) == (image.crs, image.transform, image.shape)
+        predicted, true = found.read(1) == 1, truth.read(1) == 1
+    assert (predicted & true).sum() > 0.6 * (predicted | true).sum()
+
+    capfd.readouterr()
+    assert run("coarse-check", labels, coarse, doubts, "--table", table, "-q") == 0
+    assert "beyond 4" in capfd.readouterr().out
+    with rasterio.open(doubts) as found, rasterio.open(coarse) as source:
+        assert found.crs == source.crs
+        assert found.descriptions == ("background", "square", "largest")
+        background, square, largest = found.read()
+        known = ~np.isnan(square)
+        np.testing.assert_allclose(background[known], -square[known], atol=1e-4)
+        assert np.array_equal(np.abs(largest[known]), np.abs(background[known]))
+
+
+def test_a_check_finds_the_block_that_is_wrong(squares, coarse, tmp_path):  # noqa: F811
+    """By hand: a district that is all squares where the table expects a tenth, deviation 0.1."""
+    labels = np.zeros((128, 192), np.uint8)
+    labels[:, 96:] = 1
+    prediction = write_raster(tmp_path / "p.tif", labels)
+    boxes = [shapely.box(350_000 + 48 * i, 3_060_000 - 64, 350_048 + 48 * i, 3_060_000) for i in range(2)]
+    frame = geopandas.GeoDataFrame({"kind": ["open", "open"]}, geometry=boxes, crs=32645)
+    frame.to_file(tmp_path / "d.gpkg")
+    (tmp_path / "t.csv").write_text("code,mean_square,sd_square\nopen,0.1,0.1\n")
+    given = ("coarse-check", prediction, tmp_path / "d.gpkg")
+    options = ("--table", tmp_path / "t.csv", "--classes", "background,square", "--coarse-field", "kind", "-q")
+    assert run(*given, tmp_path / "out.tif", *options) == 2
+    assert run(*given, tmp_path / "out.gpkg", *options) == 0
+    found = geopandas.read_file(tmp_path / "out.gpkg")
+    np.testing.assert_allclose(found["residual_square"], [-1, 9], rtol=1e-3)
+    np.testing.assert_allclose(found["residual_largest"].abs(), [1, 9], rtol=1e-3)
+    assert found["coarse_class"].tolist() == ["open", "open"]
+
+
+def test_an_area_that_is_none_is_refused(squares, coarse, tmp_path, capfd):  # noqa: F811
+    given = (squares[0], coarse, squares[1], tmp_path / "t.csv", "--classes", "background,square")
+    assert run("coarse-stats", *given, "--area", "0.8:0.2") == 2
+    assert "two rising shares of the width" in capfd.readouterr().err
+    assert not (tmp_path / "t.csv").exists()
