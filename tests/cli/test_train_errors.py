@@ -153,6 +153,8 @@ def _leaves(section: type[BaseModel], before: str = "") -> dict[str, Any]:
     return found
 
 
+# Settings that go with each other alone.
+COARSE = {"data.scenes.0.coarse": ["z.tif"], "coarse.sources": [{"table": "nlcd"}], "targets": "coarse"}
 # A value other than the default, for settings where half or twice it, or the opposite, makes no sense.
 OTHER: dict[str, Any] = {
     **{"data.folder": "there", "data.bands": ["red"], "data.resolution": 0.5, "data.class_field": "kind"},
@@ -162,12 +164,14 @@ OTHER: dict[str, Any] = {
     **{"augment.scale": [0.9, 1.1], "mixing.pairing": "foreground", "training.optimiser": "sgd"},
     **{"training.schedule": "poly", "training.device": "cpu", "training.precision": "bfloat16"},
     **{"training.keep": "last", "training.logs": "logs", "card": {"limits": "small"}, "weights": "float16"},
-    **{"data.scaling": "scene", "damage.iou": [0.6, 0.9]},
+    **{"data.scaling": "scene", "damage.iou": [0.6, 0.9], "saliency.shares": [1.0, 1.0, 0.0]},
+    **COARSE,
     **{"data.scenes": [{"image": "c.tif", "labels": "d.tif"}]},
     **{"data.validation_scenes": [{"image": "c.tif", "labels": "d.tif"}]},
 }
 ENTRY = {"data.scenes.0.image": "e.tif", "data.scenes.0.labels": "f.tif"}
 AREA = {"data.scenes.0.train": [0.0, 0.5], "data.scenes.0.validation": "area.gpkg"}
+BESIDE: dict[str, dict[str, Any]] = {name: COARSE for name in ("targets", "coarse.sources")}
 SETTINGS = {**_leaves(TrainConfig), **dict.fromkeys((*ENTRY, *AREA))}
 
 
@@ -189,15 +193,17 @@ def test_every_setting_is_reached_from_the_command_line(path: str, monkeypatch: 
 
     monkeypatch.setattr("geoseg.training.fit.train", train)
     given = ["--scene", "a.tif", "--labels", "b.tif", "--classes", "background,roof", "-o", "m.safetensors", "-q"]
+    told = {**BESIDE.get(path, {}), path: value}
+    for name, setting in told.items():
+        given += ["--set", f"{name}={yaml.safe_dump(setting, default_flow_style=True)}"]
     with pytest.raises(ConfigError, match="seen"):
-        command.main(
-            [*given, "--set", f"{path}={yaml.safe_dump(value, default_flow_style=True)}"], standalone_mode=False
-        )
+        command.main(given, standalone_mode=False)
     expected: dict[str, Any] = {
         "data": {"scenes": [{"image": "a.tif", "labels": "b.tif"}], "classes": "background,roof", "folder": None}
     }
     untouched = check(expected)
-    set_value(expected, path, value)
+    for name, setting in told.items():
+        set_value(expected, name, setting)
     assert seen == [check(expected)]
     assert seen != [untouched]
 

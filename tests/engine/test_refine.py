@@ -176,16 +176,22 @@ def test_the_commands_refine_object_by_object(tmp_path: Path, village: Path, mod
     rough[10:20, 60:70] = 1
     with rasterio.open(village) as source:
         labels = write_raster(tmp_path / "rough.tif", rough, transform=source.transform, crs=source.crs)
-    run("refine", village, labels, tmp_path / "one.tif", "-m", refiner)
-    run("refine", village, labels, tmp_path / "two.tif", "-m", refiner, "--workers", 2, "--chunk", 256)
-    found = _read(tmp_path / "one.tif")
+    sure = {name: tmp_path / f"{name}_sure.tif" for name in ("one", "two", "tile")}
+    run("refine", village, labels, tmp_path / "one.tif", "-m", refiner, "--confidence", sure["one"])
+    workers = ("--workers", 2, "--chunk", 256)
+    run("refine", village, labels, tmp_path / "two.tif", "-m", refiner, "--confidence", sure["two"], *workers)
+    geoseg.refine(village, labels, tmp_path / "tile.tif", refiner, confidence=str(sure["tile"]))
+    found, doubt = _read(tmp_path / "one.tif"), _read(sure["one"])
     assert (found == _read(tmp_path / "two.tif")).all()
-    far = np.ones(rough.shape, bool)
+    assert (doubt == _read(sure["two"])).all()
+    far = found != 255
     far[60:190, 60:200] = False
-    assert (found == rough)[far & (found != 255)].all()
-    assert (found != rough)[~far].any()
-    geoseg.refine(village, labels, tmp_path / "tile.tif", refiner)
-    assert (_read(tmp_path / "tile.tif") != found).any()
+    assert (found == rough)[far].all()
+    certain = doubt[far].max()
+    assert (doubt[far] == certain).all()
+    assert (doubt[60:190, 60:200] < certain).any()
+    # Seen a tile at a time, the small object and what is far from any are in doubt too.
+    assert (_read(sure["tile"])[far] < certain).any()
     run("predict", village, tmp_path / "predicted.tif", "-m", model, "--refine", refiner)
     geoseg.predict(village, tmp_path / "tiles.tif", model, refine=str(refiner))
     assert (_read(tmp_path / "predicted.tif") != _read(tmp_path / "tiles.tif")).any()
