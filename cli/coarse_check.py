@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import numpy as np
 
 from geoseg_cli.progress import shown
 
@@ -40,6 +39,8 @@ def command(prediction: str, coarse: str, out: str, quiet: bool, **options: Any)
     Example:
       geoseg coarse-check labels.tif nlcd.tif doubts.tif --table nlcd
     """
+    import numpy as np
+
     import geoseg
 
     with shown(quiet) as progress:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
@@ -25,6 +24,7 @@ from geoseg.training.variation_config import (
 
 # More patches of more pixels than this are a slip of the pen.
 _LARGEST_PATCH = 8192
+_MISSING = "is missing"
 # Suffixes of vector files; labels of any other name are rasters.
 VECTOR = (".geojson", ".json", ".geojsonl", ".gpkg", ".fgb", ".shp", ".parquet", ".kml", ".gml", ".zip", ".sqlite")
 
@@ -58,7 +58,7 @@ class SceneConfig(Section):
     @classmethod
     def _needed(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and not any(info.data.get("coarse", [True])):
-            raise PydanticCustomError("missing", "labels")
+            raise ValueError(_MISSING)
         return value
 
     @field_validator("train", "validation", mode="before")
@@ -368,7 +368,7 @@ def _fault(fault: Any) -> str:
         close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
         return f"{path} is no setting ({hint})"
-    if fault["type"] == "missing":
+    if fault["type"] == "missing" or fault["msg"].endswith(_MISSING):
         return f"{path} is missing"
     told = fault["msg"].removeprefix("Value error, ")
     if not path:
