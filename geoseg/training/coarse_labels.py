@@ -171,7 +171,7 @@ def open_coarse(path: str, scene: Scene, source: CoarseSourceConfig, table: Coar
         SceneError: a raster that cannot be opened.
     """
     rows = {code: z if table.weights[z] > 0 else NOTHING for z, code in enumerate(table.codes)}
-    rows |= {str(code): NOTHING for code in source.ignore}
+    rows |= {str(code): NOTHING for code in (*table.unusable, *source.ignore)}
     return open_coarse_codes(path, scene, source, rows)
 
 

@@ -3,7 +3,7 @@
 A table is a CSV file with one row a coarse class and these columns:
 
 - ``code``: its value in a raster, or that of an attribute of polygons (``nlcd_code`` will do too);
-- ``name`` and ``weight``, which may be left out;
+- ``name`` and ``weight``, which may be left out, and ``usable``, 0 for a row whose figures are none;
 - ``mean_<class>`` and ``sd_<class>`` of each fine class, measured; or ``low_<class>`` and ``high_<class>``, from a
   definition such as "20 to 49 % sealed".  One fine class may be left out: it has what the others leave.
 
@@ -52,6 +52,7 @@ class CoarseTable:
         means: (Z, K), shares that sum to 1.
         deviations: (Z, K), standard deviations; half-widths for the interval forms where the file gives intervals.
         blocks: (Z,), from how many blocks each was estimated; 0 where the file does not say.
+        unusable: codes of which the file says (``usable`` is 0) that their figures are none: they teach nothing.
     """
 
     path: str
@@ -62,6 +63,7 @@ class CoarseTable:
     means: NDArray[np.float64]
     deviations: NDArray[np.float64]
     blocks: NDArray[np.int64]
+    unusable: tuple[str, ...] = ()
 
     def weighted(self, weights: Mapping[int | str, float]) -> CoarseTable:
         """Return it with other weights of some classes.
@@ -156,6 +158,7 @@ def read_table(
         mean,
         deviation,
         np.array([0 if blocks is None else int(_number(path, row, blocks)) for row in kept], np.int64),
+        tuple(str(row[code]).strip() for row in rows if row not in kept),
     )
     return _summing_to_one(table)
 

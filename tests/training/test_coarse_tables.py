@@ -27,6 +27,7 @@ def test_the_public_table():
     assert table.weights[table.codes.index("81")] == 0.5
     # Rows without figures are left out, and so are codes that are no class.
     assert not {"0", "12", "51", "255"} & set(table.codes)
+    assert {"0", "12", "51", "255"} <= set(table.unusable)
     np.testing.assert_allclose(table.means.sum(1), 1)
     tuned = read_table("nlcd", LAND, means="tuned")
     np.testing.assert_allclose(tuned.means[row], [0.007937, 0.246032, 0.269841, 0.47619], atol=1e-5)

@@ -18,6 +18,7 @@ from geoseg.bundle import read_bundle
 from geoseg.errors import ConfigError, GeosegWarning, LabelsError
 from geoseg.grid import Window
 from geoseg.training.coarse_stats import coarse_stats
+from geoseg.training.coarse_tables import NLCD_CLASSES
 from geoseg.training.config import check
 from geoseg.training.fit import train
 from geoseg.training.labels import IGNORE
@@ -175,6 +176,23 @@ def test_a_map_of_the_world_is_coarse_labels_too(given, tmp_path):
     blocks = read_window(site_of(made), Window(0, 0, 64, 64)).blocks[0]
     assert (blocks.numbers == 0).all()
     assert blocks.ids.tolist() == [62 * 360 + 265]  # 27.6 degrees north, 85.5 degrees east
+
+
+def test_the_preset_for_the_national_land_cover_database(given, tmp_path):
+    """Codes without figures (no data, snow) teach nothing, and are no fault."""
+    codes = np.array([0, 11, 12, 21, 22, 24, 41, 42, 81, 90], np.uint8)
+    cells = codes[np.arange(14 * 20).reshape(14, 20) % len(codes)]
+    nlcd = write_raster(tmp_path / "nlcd.tif", cells, transform=Affine(5, 0, WEST, 0, -5, NORTH))
+    made = given({"coarse": str(nlcd)}, {"table": "nlcd"})
+    made["data"]["classes"] = NLCD_CLASSES
+    site = site_of(made)
+    blocks = read_window(site, Window(0, 0, 128, 192)).blocks[0]
+    found = site.coarse[0][0].rows
+    kept = {found[str(code)] for code in codes if code not in (0, 12)}
+    assert set(blocks.classes) == kept
+    report = train(made, tmp_path / "m.safetensors")
+    assert report.steps == 12
+    assert [item.name for item in read_bundle(report.model).description.classes][3] == "impervious"
 
 
 @pytest.mark.parametrize("grouping", ["block", "class"])
