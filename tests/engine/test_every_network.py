@@ -59,7 +59,8 @@ def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
 @pytest.fixture(params=networks.names())
 def model(request: pytest.FixtureRequest, tmp_path: Path, village: Path) -> Path:
     """A network that has learned a little of how bright the scene is, so that its labels vary."""
-    options = dict(_SMALL.get(request.param, {"encoder": "test_resnet"}))
+    takes_encoder = networks.info(request.param).encoder is not None
+    options = dict(_SMALL.get(request.param, {"encoder": "test_resnet"} if takes_encoder else {}))
     encoder = options.pop("encoder", None)
     description, tensors = new_bundle(
         request.param,
