@@ -1,7 +1,8 @@
 """Memory of GLNet, all three networks of the full method, above that of its weights.
 
 A run over a scene of one macro-window is compared with one pass over the whole scene at full resolution (the encoder
-and the pyramid of one branch alone, in the same program), and with a run over a scene of four times the pixels.
+and the pyramid of one branch alone, in the same program), and with a run over a scene of four times the pixels in
+chunks of the same size.  What is subtracted is what the program holds once the model is loaded and placed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from tests.benchmarks.measuring import Cost, geoseg, run
 from tests.benchmarks.scenes import write_scene
 
 _SIDE = 2448
+# Blending makes larger chunks by itself; the smaller scene would then be one small chunk, and no measure of the larger.
+_CHUNK = 1024
 _CLASSES = "unknown,urban,field,range,forest,water,barren"
-# Loads the model as a run does, and looks at nothing, at the whole scene at once, or at an overview alone.
+# Loads the model as a run does, and tells what it holds then, or looks at the whole scene at once.
 _PROGRAM = """
-import sys, torch, geoseg
+import ctypes, gc, sys, torch, geoseg
 torch.set_num_threads(1)
 model = geoseg.load(sys.argv[1])
 model.place(torch.device("cpu"))
-if sys.argv[2] != "0":
-    side = int(sys.argv[2])
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+pages = int(open("/proc/self/statm").read().split()[1])
+open(sys.argv[2], "w").write(str(pages * 4096 / 2**20))
+if side := int(sys.argv[3]):
     with torch.inference_mode():
         model.network.fixed.overview(torch.zeros(1, 3, side, side).to(memory_format=torch.channels_last))
 """
@@ -41,28 +47,28 @@ def _written(folder: Path, encoder: str) -> Path:
 
 def _predicted(folder: Path, model: Path, side: int) -> Cost:
     scene = write_scene(folder / f"scene_{side}.tif", side)
-    return geoseg("predict", scene, folder / f"glnet_{side}.tif", "-m", model, "--overwrite", "--fresh", "-q")
+    output = folder / f"glnet_{side}.tif"
+    return geoseg("predict", scene, output, "-m", model, "--chunk", str(_CHUNK), "--overwrite", "--fresh", "-q")
 
 
 def main(folder: Path, encoder: str = "resnet50", side: int = _SIDE) -> None:
     """Print peaks in MB and their ratios (wanted: 0.1 or less of one pass, and no growth with the scene)."""
     model = _written(folder, encoder)
 
-    def looked(pixels: int) -> Cost:
-        return run(sys.executable, "-c", _PROGRAM, str(model), str(pixels))
-
-    idle = looked(0)
-    print(f"glnet {encoder}: program and weights {idle.peak_mb:.0f} MB", flush=True)
-    naive = looked(side)
-    print(f"one pass over {side}²: {naive.peak_mb - idle.peak_mb:.0f} MB above, {naive.cpu_s:.0f} CPU s", flush=True)
-    runs = []
+    held = folder / "held_mb.txt"
+    naive = run(sys.executable, "-c", _PROGRAM, str(model), str(held), str(side))
+    base = float(held.read_text())
+    print(f"glnet {encoder}: program and weights {base:.0f} MB", flush=True)
+    print(f"one pass over {side}²: {naive.peak_mb - base:.0f} MB above, {naive.cpu_s:.0f} CPU s", flush=True)
+    loaded = run(sys.executable, "-c", _PROGRAM, str(model), str(held), "0")
+    print(f"loading alone: {loaded.peak_mb - base:.0f} MB above", flush=True)
+    above = []
     for each in (side, 2 * side):
         cost = _predicted(folder, model, each)
-        runs.append(cost)
-        print(f"run over {each}²: {cost.peak_mb - idle.peak_mb:.0f} MB above, {cost.cpu_s:.0f} CPU s", flush=True)
-    above = [cost.peak_mb - idle.peak_mb for cost in runs]
+        above.append(cost.peak_mb - base)
+        print(f"run over {each}²: {above[-1]:.0f} MB above, {cost.cpu_s:.0f} CPU s", flush=True)
     print(
-        f"glnet {encoder}: {above[0] / (naive.peak_mb - idle.peak_mb):.3f} of the memory of one pass; "
+        f"glnet {encoder}: {above[0] / (naive.peak_mb - base):.3f} of the memory of one pass; "
         f"{above[1] / above[0]:.3f} times as much for four times the pixels",
         flush=True,
     )
