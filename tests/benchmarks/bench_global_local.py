@@ -17,7 +17,7 @@ from tests.benchmarks.scenes import write_scene
 
 _SIDE = 2448
 # Blending makes larger chunks by itself; the smaller scene would then be one small chunk, and no measure of the larger.
-_CHUNK = 1024
+_CHUNK = 2448
 _CLASSES = "unknown,urban,field,range,forest,water,barren"
 # Loads the model as a run does, and tells what it holds then, or looks at the whole scene at once.
 _PROGRAM = """

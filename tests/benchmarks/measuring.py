@@ -1,14 +1,28 @@
-"""CPU time and memory of a command and all its children, as the operating system counts them."""
+"""CPU time and memory of a command and all its children, as the operating system counts them.
+
+A process inherits the peak memory of the one that started it, up to that moment.  So each command is started, and its
+cost read, by a small process in between.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
+
+# Runs the command after its first argument, and writes to that file descriptor what it cost.
+_WATCHER = """
+import json, os, resource, subprocess, sys, time
+started = time.monotonic()
+code = subprocess.call(sys.argv[2:], stdout=subprocess.DEVNULL)
+wall, usage = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+told = [usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024]
+os.write(int(sys.argv[1]), json.dumps(told).encode())
+sys.exit(code != 0)
+"""
 
 
 @dataclass(frozen=True)
@@ -26,18 +40,15 @@ def run(*command: str) -> Cost:
     Raises:
         RuntimeError: it failed.
     """
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    told: list[bytes] = []
-    assert process.stderr is not None
-    reader = threading.Thread(target=lambda: told.append(process.stderr.read()))
-    reader.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    reader.join()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {told[0].decode()}")
-    return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - started, usage.ru_maxrss / 1024)
+    reading, writing = os.pipe()
+    watcher = (sys.executable, "-S", "-c", _WATCHER, str(writing), *command)
+    done = subprocess.run(watcher, stderr=subprocess.PIPE, pass_fds=(writing,), check=False)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        cost = told.read()
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.decode()}")
+    return Cost(*json.loads(cost))
 
 
 def geoseg(*arguments: str | Path) -> Cost:
