@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Processes that share the fast tests.
+JOBS ?= 2
 
 .PHONY: env demo test slow lint format benchmarks buildings clean
 
@@ -19,7 +21,7 @@ demo: $(READY)
 	$(BIN)/geoseg demo demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 	$(BIN)/python -m pytest --nbmake notebooks -p no:warnings
 
 slow: $(READY)

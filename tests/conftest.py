@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, settings
 
 # Rounding differs between kernels for one thread and for several; the engine never uses one, so neither do the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Threads that wait must sleep where several processes share the cores; spinning, they keep the others from working.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 settings.register_profile(
     "geoseg", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
