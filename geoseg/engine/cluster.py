@@ -46,6 +46,8 @@ _SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.connect": "60s",
     # After the second death of a worker, its chunk is tried alone, see the crew.
     "distributed.scheduler.allowed-failures": 1,
+    # A worker that starts again on a busy machine takes a while; the crew knows how long to wait.
+    "distributed.deploy.lost-worker-timeout": "1h",
 }
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
 _JOBS: dict[str, Task] = {}

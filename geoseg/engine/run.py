@@ -19,6 +19,8 @@ Progress = Callable[[str, int, int], None]
 
 # So many failures without one success are not bad luck.
 _HOPELESS = 6
+# What a chunk tells is a few bytes; a worker that is gone before it is asked computes it again elsewhere.
+_RESULT_S = 600.0
 
 
 @dataclass
@@ -82,7 +84,10 @@ def run_chunks(
     with _job(crew.client, key, plan, crew.processes), crew.stream(segment_on_worker, key, todo, rank) as stream:
         try:
             for number, future in stream:
-                _note(plan, tally, number, future)
+                try:
+                    _note(plan, tally, number, future)
+                except TimeoutError:
+                    tally.failures[number] = "its worker was gone before it could tell"
                 if progress:
                     progress(stage, tally.settled, tally.chunks)
         finally:
@@ -108,7 +113,7 @@ def _job(client: Client, key: str, plan: Work, processes: int) -> Iterator[None]
 
 def _note(plan: Work, tally: Tally, number: int, future: Future) -> None:
     if future.status == "finished":
-        outcome = future.result()
+        outcome = future.result(timeout=_RESULT_S)
         tally.finished += 1
         tally.tiles += outcome.tiles
         tally.labelled += outcome.labelled

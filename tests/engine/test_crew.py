@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.scheduler import KilledWorker
 
 from geoseg.engine import crew as crew_module
+from geoseg.engine.cluster import connected
 from geoseg.engine.crew import Crew, places_for, shown_resources
 from geoseg.engine.environment import refuse_other_versions, resources_there, wanted_resources
 from geoseg.engine.predict import Options
@@ -31,30 +29,9 @@ def client() -> Iterator[Client]:
         yield it
 
 
-@pytest.fixture
-def processes() -> Iterator[Client]:
-    """Two worker processes; chunks whose worker died twice are suspects."""
-    import dask
-
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, memory_limit=0, **UNSEEN) as cluster,
-        Client(cluster, set_as_default=False) as it,
-    ):
-        yield it
-
-
 def double(key: str, number: int) -> int:
     """Return twice the number of a part."""
     return 2 * number
-
-
-def die_on_five(key: str, number: int) -> int:
-    """Take the worker along with part 5."""
-    if number == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.01)
-    return number
 
 
 def test_every_part_comes_once_and_few_are_under_way(client: Client) -> None:
@@ -111,15 +88,24 @@ def test_a_lower_rank_goes_first(client: Client) -> None:
     assert last[0] < last[1]  # the second began first, and ends last
 
 
-def test_a_part_that_kills_its_workers_is_found_and_the_others_are_done(processes: Client) -> None:
-    crew = Crew(processes, 2)
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_part_that_kills_its_workers_is_found_and_the_others_are_done() -> None:
+    def die_on_five(key: str, number: int) -> int:
+        import os
+        import signal
+
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
     good, bad = {}, {}
-    with crew.stream(die_on_five, "poison", iter(range(12))) as stream:
+    with connected(Options(workers=2)) as crew, crew.stream(die_on_five, "poison", iter(range(12))) as stream:
         for number, future in stream:
             (bad if future.status == "error" else good)[number] = future
+        assert isinstance(bad[5].exception(), KilledWorker)
     assert sorted(good) == [number for number in range(12) if number != 5]
     assert list(bad) == [5]
-    assert isinstance(bad[5].exception(), KilledWorker)
 
 
 def test_without_a_worker_the_run_ends_and_says_how_to_go_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
