@@ -34,6 +34,22 @@ def double(key: str, number: int) -> int:
     return 2 * number
 
 
+BLOCKED = threading.Event()
+
+
+def hang(key: str, number: int) -> None:
+    """Wait until a test lets go."""
+    BLOCKED.wait(30)
+
+
+@pytest.fixture
+def blocked() -> Iterator[None]:
+    """Parts that hang, until the test is over."""
+    BLOCKED.clear()
+    yield
+    BLOCKED.set()
+
+
 def test_every_part_comes_once_and_few_are_under_way(client: Client) -> None:
     crew = Crew(client)
     taken, most = 0, 0
@@ -121,37 +137,25 @@ def test_without_a_worker_the_run_ends_and_says_how_to_go_on(client: Client, mon
         pass
 
 
+@pytest.mark.usefixtures("blocked")
 def test_a_worker_that_hangs_ends_the_run(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew_module, "_LOOK_S", 0.05)
     monkeypatch.setattr(crew_module, "_STALLED_S", 0.2)
-    blocked = threading.Event()
-
-    def hang(key: str, number: int) -> None:
-        blocked.wait(30)
-
-    try:
-        with (
-            pytest.raises(RunError, match="no chunk has been finished"),
-            Crew(client).stream(hang, "hanging", iter(range(1))) as stream,
-        ):
-            list(stream)
-    finally:
-        blocked.set()
+    crew = Crew(client)
+    with (
+        pytest.raises(RunError, match="no chunk has been finished"),
+        crew.stream(hang, "hanging", iter(range(1))) as stream,
+    ):
+        list(stream)
 
 
+@pytest.mark.usefixtures("blocked")
 def test_closing_ends_those_who_wait(client: Client) -> None:
-    crew, blocked = Crew(client), threading.Event()
-
-    def hang(key: str, number: int) -> None:
-        blocked.wait(30)
-
-    try:
-        with crew.stream(hang, "closed", iter(range(4))) as stream:
-            crew.close(RunError("enough"))
-            with pytest.raises(RunError, match="enough"):
-                list(stream)
-    finally:
-        blocked.set()
+    crew = Crew(client)
+    with crew.stream(hang, "closed", iter(range(4))) as stream:
+        crew.close(RunError("enough"))
+        with pytest.raises(RunError, match="enough"):
+            list(stream)
 
 
 @pytest.mark.parametrize("text", ["=1", "GPU=0", "GPU=-1", "GPU=x", "GPU=inf", "GPU=nan", " "])
