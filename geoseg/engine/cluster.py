@@ -15,10 +15,15 @@ import dask
 from distributed import Client, LocalCluster, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
-from geoseg import __version__
 from geoseg.engine.allocator import keep_freed_memory
 from geoseg.engine.crew import Crew
-from geoseg.engine.environment import refuse_other_versions, resources_there, wanted_resources
+from geoseg.engine.environment import (
+    difference,
+    refuse_other_versions,
+    resources_there,
+    versions_here,
+    wanted_resources,
+)
 from geoseg.engine.plan import Plan, Recipe, Work
 from geoseg.engine.store import ChunkStore
 from geoseg.errors import RunError, one_line
@@ -51,7 +56,7 @@ _SETTINGS: dict[str, Any] = {
 }
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
 _JOBS: dict[str, Task] = {}
-# Keys of the jobs that this process cannot do, with the version of geoseg they come from.
+# Why this process cannot do a job, by its key.
 _REFUSED: dict[str, str] = {}
 # The model of the last job, for those who want it kept, by their keys.
 _KEPT: dict[str, list[object]] = {}
@@ -120,12 +125,13 @@ class JobPlugin(WorkerPlugin):
         self.key = key
         self.plan = plan
         self.workers = workers
-        self.version = __version__
+        self.versions = versions_here()
 
     def setup(self, worker: Any) -> None:
-        """Keep the plan on the worker, unless it is of another version."""
-        if self.version != __version__:
-            _REFUSED[self.key] = self.version
+        """Keep the plan on the worker, unless its programs are of other versions."""
+        told = difference(versions_here(), self.versions)
+        if told:
+            _REFUSED[self.key] = told
             return
         if worker.nanny is not None:  # a process of Dask's, not one of somebody else's
             keep_freed_memory()
@@ -163,9 +169,7 @@ def segment_on_worker(key: str, number: int) -> Outcome:
     """
     job = _JOBS.get(key)
     if key in _REFUSED:
-        raise RunError(
-            f"a worker has geoseg {__version__} and this run comes from {_REFUSED[key]}: install one version on all."
-        )
+        raise RunError(f"a worker {_REFUSED[key]}")
     if job is None:
         raise RunError("a worker has lost its job: run the same command again.")
     started = time.monotonic()

@@ -264,7 +264,7 @@ class Stream:
 def places_for(client: Client, resources: Mapping[str, float]) -> int:
     """Return how many tasks that take ``resources`` the workers of a cluster compute at a time; 0 if it is gone."""
     try:
-        workers = client.scheduler_info()["workers"].values()
+        workers = workers_of(client)
     except Exception:
         return 0  # gone, or going: what waits for it has its own limit
     places = 0
@@ -273,6 +273,12 @@ def places_for(client: Client, resources: Mapping[str, float]) -> int:
         fitting = [int(has.get(name, 0) // amount) for name, amount in resources.items()]
         places += min([int(worker["nthreads"]), *fitting])
     return places
+
+
+def workers_of(client: Client) -> list[Any]:
+    """Return what the scheduler says of each worker."""
+    # Some versions tell of five workers unless asked for all.
+    return list(client.scheduler_info(n_workers=-1)["workers"].values())
 
 
 def shown_resources(resources: Mapping[str, float]) -> str:

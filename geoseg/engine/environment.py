@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from distributed import Client
 
-from geoseg.engine.crew import places_for, shown_resources
+from geoseg.engine.crew import places_for, shown_resources, workers_of
 from geoseg.errors import ConfigError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def resources_there(client: Client, wanted: dict[str, float], options: Options, 
     Raises:
         RunError: no worker has it.
     """
-    workers = client.scheduler_info()["workers"].values()
+    workers = workers_of(client)
     if not wanted and options.device.startswith("cuda") and any((w.get("resources") or {}).get(GPU) for w in workers):
         wanted = {GPU: 1.0}
     if wanted and workers and not places_for(client, wanted):
@@ -76,14 +78,34 @@ def refuse_other_versions(client: Client, where: str) -> None:
         raise RunError(f"{where} does not say what it runs ({one_line(error)}): look whether it is well.") from error
     here = _packages(found["client"])
     for address, record in found["workers"].items():
-        there = _packages(record)
-        differing = [name for name in _ALIKE if there.get(name) != here.get(name)]
-        if differing:
-            name = differing[0]
-            raise RunError(
-                f"the worker {address} of {where} has {_shown(name, there)} and this side {_shown(name, here)}: "
-                "install the same versions on both, see docs/cluster.md."
+        told = difference(_packages(record), here)
+        if told:
+            raise RunError(f"the worker {address} of {where} {told}")
+
+
+def versions_here() -> dict[str, str | None]:
+    """Return the versions of this process that others must have too."""
+    return {name: _cut(name, _installed(name)) for name in _ALIKE}
+
+
+def difference(there: Mapping[str, str | None], here: Mapping[str, str | None]) -> str | None:
+    """Return how the programs of a worker differ from those of the client, as the rest of a sentence; None if not."""
+    for name in _ALIKE:
+        if there.get(name) != here.get(name):
+            return (
+                f"has {_shown(name, there)} and this side {_shown(name, here)}: install the same versions on both, see "
+                "docs/cluster.md."
             )
+    return None
+
+
+def _installed(name: str) -> str | None:
+    if name == "python":
+        return platform.python_version()
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _packages(record: Mapping[str, Any]) -> dict[str, str | None]:
@@ -92,13 +114,13 @@ def _packages(record: Mapping[str, Any]) -> dict[str, str | None]:
     return {name: _cut(name, packages.get(name)) for name in _ALIKE}
 
 
-def _cut(name: str, version: str | None) -> str | None:
+def _cut(name: str, full: str | None) -> str | None:
     """Return the part of a version that must be alike: of Python 3.11, of torch without what it was built for."""
-    if version is None:
+    if full is None:
         return None
-    return ".".join(version.split(".")[:2]) if name == "python" else version.partition("+")[0]
+    return ".".join(full.split(".")[:2]) if name == "python" else full.partition("+")[0]
 
 
 def _shown(name: str, packages: Mapping[str, str | None]) -> str:
-    version = packages.get(name)
-    return f"no {name}" if version is None else f"{name} {version}"
+    known = packages.get(name)
+    return f"no {name}" if known is None else f"{name} {known}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from geoseg_cli.main import main
+from tests.conftest import asymmetric, write_raster
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
@@ -19,8 +20,9 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, l
 
 
 def test_the_exit_code_tells_whether_all_is_done(
-    tmp_path: Path, town: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    town = write_raster(tmp_path / "town.tif", asymmetric(3, 150, 130))
     (tmp_path / "list.txt").write_text(f"{town}\nmissing.tif\n")
     command = ("batch", tmp_path / "list.txt", tmp_path / "out", "-m", plain, "--format", "tif", "-q")
     code, out, err = _run(capsys, *command)

@@ -20,8 +20,11 @@ import pytest
 import rasterio
 
 import geoseg
+from geoseg.engine import cluster
 from geoseg.engine.batch import BatchReport
+from geoseg.engine.cluster import KeepPlugin
 from geoseg.errors import ConfigError, OutputError, RunError
+from geoseg.segmenters.interface import Segmenter
 from tests.conftest import write_raster
 
 SIDE = 200
@@ -282,6 +285,51 @@ def test_predict_leaves_holes_if_allowed(
     assert "a cosmic ray" in report.notes[-1]
 
 
+def test_workers_keep_the_last_model_as_long_as_it_is_wanted(tmp_path: Path, scenes: Path, plain: Path) -> None:
+    kept = KeepPlugin("wanted")
+    kept.setup(None)
+    geoseg.predict(scenes / "s00.tif", tmp_path / "a.tif", plain)
+    (model,) = cluster._KEPT["wanted"]
+    assert isinstance(model, Segmenter)
+    kept.teardown(None)
+    assert not cluster._KEPT
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_chunk_that_kills_its_workers_costs_its_scene_alone(tmp_path: Path, plain: Path) -> None:
+    class Deadly(type(geoseg.load(plain))):  # type: ignore[misc]
+        """A network that a tile of pixels of 250 kills."""
+
+        def segment(self, tiles: Any, state: Any) -> Any:
+            if bool((tiles.pixels == 250).all()):
+                os.kill(os.getpid(), 9)
+            return super().segment(tiles, state)
+
+    model = geoseg.load(plain)
+    model.__class__ = Deadly
+    paths = []
+    for number in range(3):
+        array = np.arange(3 * 300 * 120, dtype=np.uint32).reshape(3, 300, 120) % (200 + number)
+        if number == 1:
+            array[:, :130] = 250
+        paths.append(write_raster(tmp_path / f"s{number}.tif", array.astype(np.uint8)))
+    options: dict[str, Any] = {"suffix": ".tif", "chunk": 100, "workers": 2}
+    report = geoseg.batch(paths, tmp_path / "out", model, **options)
+    assert by_status(report) == {"done": ["s0", "s2"], "failed": ["s1"]}
+    error = report.scenes[1]["error"]
+    assert "1 of " in error
+    assert "rows 0-" in error
+    assert "workers that it was given to alone died" in error
+    report = geoseg.batch(paths, tmp_path / "out", model, allow_holes=True, **options)
+    assert report.scenes[1]["status"] == "holes"
+    assert [hole["chunk"] for hole in report.scenes[1]["holes"]] == [0]
+    with rasterio.open(tmp_path / "out" / "s1" / "s1.tif") as file:
+        labels = file.read(1)
+    assert (labels[:50] == 255).all()
+    assert (labels[-50:] != 255).all()
+
+
 def _command(scenes: Path, folder: Path, model: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "geoseg_cli", "batch", str(scenes), str(folder), "-m", str(model), *more]
 
@@ -291,7 +339,7 @@ def _command(scenes: Path, folder: Path, model: Path, *more: str) -> list[str]:
 def test_sixty_scenes_with_three_broken_ones_on_two_workers(tmp_path: Path, sample: Path, plain: Path) -> None:
     scenes = write_scenes(tmp_path / "in", sample, 60, (7, 31, 58))
     command = _command(scenes, tmp_path / "out", plain, "--workers", "2", "--format", "tif")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
     assert "57 of 60 scenes are done, 3 failed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -304,7 +352,7 @@ def test_sixty_scenes_with_three_broken_ones_on_two_workers(tmp_path: Path, samp
         assert text in failed[name]["error"]
         assert failed[name]["way_out"]
     before = changes(tmp_path / "out")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1
     assert "57 of 60 scenes are done, 57 of them before, 3 failed" in done.stderr
     touched = {name.split("/")[-1] for name, time in changes(tmp_path / "out").items() if before.get(name) != time}

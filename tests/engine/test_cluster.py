@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import dask
+import distributed  # noqa: F401 - brings its settings; they must be there before a test changes some for a while
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -112,9 +113,8 @@ def _started(
         yield file, processes
     finally:
         for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            process.wait(60)
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")

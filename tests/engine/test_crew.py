@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,15 @@ from distributed import Client
 from distributed.scheduler import KilledWorker
 
 from geoseg.engine import crew as crew_module
-from geoseg.engine.cluster import connected
+from geoseg.engine.cluster import JobPlugin, connected, segment_on_worker
 from geoseg.engine.crew import Crew, places_for, shown_resources
-from geoseg.engine.environment import refuse_other_versions, resources_there, wanted_resources
+from geoseg.engine.environment import (
+    difference,
+    refuse_other_versions,
+    resources_there,
+    versions_here,
+    wanted_resources,
+)
 from geoseg.engine.predict import Options
 from geoseg.errors import ConfigError, RunError
 
@@ -178,7 +185,7 @@ def test_resources_are_those_of_workers_elsewhere(client: Client) -> None:
 
 def test_places_are_counted_by_what_workers_have() -> None:
     class Known:
-        def scheduler_info(self) -> dict[str, Any]:
+        def scheduler_info(self, n_workers: int) -> dict[str, Any]:
             has = ({"GPU": 1}, {"GPU": 4, "DISK": 1}, {}, None)
             return {"workers": {str(i): {"nthreads": 2, "resources": each} for i, each in enumerate(has)}}
 
@@ -220,3 +227,20 @@ def test_other_versions_are_refused_before_work(
 
 def test_the_same_versions_are_fine(client: Client) -> None:
     refuse_other_versions(client, "this cluster")
+    assert difference(versions_here(), versions_here()) is None
+
+
+def test_a_worker_of_another_version_that_joins_later_does_nothing() -> None:
+    class Work:
+        def task(self, workers: int) -> None:
+            pytest.fail("it must not begin")
+
+    plugin = JobPlugin("later", Work(), 1)  # type: ignore[arg-type]
+    plugin.versions["geoseg"] = "9.9"
+    worker: Any = SimpleNamespace(nanny=None)
+    plugin.setup(worker)
+    with pytest.raises(RunError, match=r"a worker has geoseg .* and this side geoseg 9\.9: install the same"):
+        segment_on_worker("later", 0)
+    plugin.teardown(worker)
+    with pytest.raises(RunError, match="lost its job"):
+        segment_on_worker("later", 0)
