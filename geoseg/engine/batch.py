@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from geoseg.engine.batch_journal import (
     DONE,
     KEPT,
+    REPORTS,
     WAITING,
     Journal,
     Record,
@@ -32,7 +33,7 @@ from geoseg.engine.run import Progress
 from geoseg.engine.scene_list import Entry, list_scenes
 from geoseg.engine.selection import Selection
 from geoseg.errors import ConfigError, RunError
-from geoseg.outputs.batch_report import NAMES, write_reports
+from geoseg.outputs.batch_report import write_reports
 from geoseg.outputs.stac import COLLECTION, write_collection
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def batch(
         if not options.overwrite:
             refuse_other_batch(records, recipe, place)
         known = {record["identity"]: name for name, record in records.items()}
-        entries = list_scenes(given, asset=asset, known=known, reserved=(*NAMES, COLLECTION))
+        entries = list_scenes(given, asset=asset, known=known, reserved=REPORTS)
         each = BatchScenes(journal, options, method, segmenter, note, suffix, tuple(layers), recipe)
         return _Batch(each, entries, records, _Told(progress, len(entries))).run()
 
@@ -213,8 +214,9 @@ class _Batch:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            with contextlib.suppress(Exception):
-                crew.client.unregister_worker_plugin(kept.name)
+            if crew.client.status == "running":
+                with contextlib.suppress(Exception):
+                    crew.client.unregister_worker_plugin(kept.name)
 
     def _one(self, entry: Entry, among: Among) -> Record:
         if among.crew.broken is not None:

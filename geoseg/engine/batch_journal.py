@@ -17,6 +17,8 @@ from geoseg import __version__
 from geoseg.engine.plan import Recipe
 from geoseg.engine.store import held, write_atomically
 from geoseg.errors import OutputError, RunError, one_line
+from geoseg.outputs.batch_report import NAMES
+from geoseg.outputs.stac import COLLECTION
 from geoseg.outputs.staging import writing
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 DONE, HOLES, FAILED, WAITING, KEPT, RUNNING = "done", "holes", "failed", "waiting", "kept", "running"
+# Names in the output folder that are no scene's.
+REPORTS = (*NAMES, COLLECTION)
 _STATE = ".geoseg"
 # What decides how a run is done, not what comes out.
 _IDLE = {
@@ -47,11 +51,14 @@ class Journal:
         """Hold the output folder, made if it is not there, for one batch at a time.
 
         Raises:
-            OutputError: it cannot be made or written.
+            OutputError: it cannot be made or written, or has a report that is of no batch.
             RunError: another batch holds it.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{self.folder} is a file: give the batch a folder.")
+        strange = [name for name in REPORTS if (self.folder / name).exists() and not self._state.exists()]
+        if strange:
+            raise OutputError(f"{self.folder / strange[0]} is of no batch: move it away, or give another folder.")
         with writing(self.folder):
             (self._state / "scenes").mkdir(parents=True, exist_ok=True)
         with held(self._state, "give this one another output folder"):

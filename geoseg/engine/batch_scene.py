@@ -117,7 +117,7 @@ class BatchScenes:
         except Exception as error:
             if among.crew.broken is not None:
                 return self.blank(entry, WAITING)  # what ended the batch is no fault of this scene
-            record = {**self.blank(entry, FAILED), **_fault(error)}
+            record = {**self.blank(entry, FAILED), **_fault(error, entry)}
             with contextlib.suppress(OSError):
                 folder.rmdir()  # where nothing was written
         record["ours"] = ours
@@ -240,11 +240,11 @@ def _figures(report: Report, plan: Plan) -> Record:
     }
 
 
-def _fault(error: Exception) -> Record:
-    if isinstance(error, GeosegError):
-        way = next((way for kind, way in _WAYS_OUT if isinstance(error, kind)), _UNEXPECTED)
-        return {"error": str(error), "way_out": way}
-    return {"error": f"{type(error).__name__}: {one_line(error)}", "way_out": _UNEXPECTED}
+def _fault(error: Exception, entry: Entry) -> Record:
+    """Return what went wrong with a scene and the way out, without what may be secret in its address."""
+    told = str(error) if isinstance(error, GeosegError) else f"{type(error).__name__}: {one_line(error)}"
+    way = next((way for kind, way in _WAYS_OUT if isinstance(error, kind)), _UNEXPECTED)
+    return {"error": told.replace(entry.source, entry.shown) if entry.source else told, "way_out": way}
 
 
 def _taken(path: str) -> str | None:

@@ -90,10 +90,10 @@ class Crew:
             with self._lock:
                 self._streams.remove(stream)
                 left, stream.pending = list(stream.pending.values()), {}
-                with contextlib.suppress(Exception):
-                    self.client.cancel(left)
-                with contextlib.suppress(Exception):
-                    self._refill()
+                if self.client.status == "running":
+                    with contextlib.suppress(Exception):
+                        self.client.cancel(left)
+                        self._refill()
 
     @property
     def broken(self) -> RunError | None:

@@ -107,8 +107,9 @@ def _job(client: Client, key: str, plan: Work, processes: int) -> Iterator[None]
     try:
         yield
     finally:
-        with contextlib.suppress(Exception):
-            client.unregister_worker_plugin(plugin.name)
+        if client.status == "running":
+            with contextlib.suppress(Exception):
+                client.unregister_worker_plugin(plugin.name)
 
 
 def _note(plan: Work, tally: Tally, number: int, future: Future) -> None:

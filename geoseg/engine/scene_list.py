@@ -109,9 +109,15 @@ def _entries(text: str, asset: str | None) -> Iterator[Entry]:
 
 def _raster(text: str, name: str | None = None) -> Entry:
     source = resolve(text)
-    identity = os.path.realpath(source) if os.path.exists(source) else source
+    identity = os.path.realpath(source) if os.path.exists(source) else _unsecret(source)
     last = unquote(urlsplit(source).path) if "://" in source else source
     return Entry(source, name or Path(last).stem, identity)
+
+
+def _unsecret(source: str) -> str:
+    """Return what stands for an address in files: of a query, which may hold a token, only a digest."""
+    shown = without_secrets(source)
+    return source if shown == source else f"{shown}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 def _matching(pattern: str) -> list[str]:

@@ -190,6 +190,13 @@ def test_files_of_somebody_else_are_not_replaced(tmp_path: Path, scenes: Path, p
         assert precious.read_text() == "precious"
 
 
+def test_a_report_of_somebody_else_is_not_replaced(tmp_path: Path, scenes: Path, plain: Path) -> None:
+    (tmp_path / "collection.json").write_text("precious")
+    with pytest.raises(OutputError, match=r"collection\.json is of no batch"):
+        geoseg.batch(scenes, tmp_path, plain)
+    assert [path.name for path in tmp_path.iterdir()] == ["collection.json"]
+
+
 def test_one_batch_at_a_time(tmp_path: Path, scenes: Path, plain: Path) -> None:
     (tmp_path / ".geoseg").mkdir()
     with open(tmp_path / ".geoseg" / "lock", "w") as lock:

@@ -66,6 +66,7 @@ def test_lists_are_relative_to_themselves(tmp_path: Path) -> None:
     ]
     assert entries[2].name == "c"
     assert entries[2].shown == "https://host/c.tif"
+    assert "secret" not in entries[2].identity
     (tmp_path / "in" / "list.csv").write_text("\ufeffName,Scene\nfirst one,a.tif\n,b.tif\n")
     assert [entry.name for entry in list_scenes([tmp_path / "in" / "list.csv"])] == ["first_one", "b"]
     (tmp_path / "bad.csv").write_text("what,where\n1,2\n")
