@@ -17,6 +17,7 @@ from geoseg.errors import ConfigError, GeosegError
 # Module and one-line help of each command; a module is imported only when its command runs.
 _COMMANDS = {
     "predict": "Segment a scene with a model and write class polygons.",
+    "batch": "Segment many scenes on one cluster, with one report.",
     "cluster": "Segment a scene without a model or labels.",
     "name": "Name the segments that cluster found.",
     "refine": "Bring labels to the edges of the image below them.",

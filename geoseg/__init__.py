@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from geoseg import losses as losses
     from geoseg import networks as networks
+    from geoseg.engine.batch import batch as batch
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from geoseg.training.fit import train as train
 
 _LAZY = {
+    "batch": ("geoseg.engine.batch", "batch"),
     "coarse_check": ("geoseg.engine.coarse_check", "coarse_check"),
     "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
@@ -50,6 +52,7 @@ _MODULES = ("losses", "networks")
 
 __all__ = [
     "__version__",
+    "batch",
     "cluster",
     "coarse_check",
     "coarse_stats",

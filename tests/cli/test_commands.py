@@ -23,6 +23,7 @@ from geoseg_cli.main import _module, main
 
 COMMANDS = (
     "predict",
+    "batch",
     "cluster",
     "vectorize",
     "init",
