@@ -31,6 +31,7 @@ COMMANDS = (
     "networks",
     "evaluate",
     "train",
+    "adapt",
     "losses",
     "methods",
     "refine",
