@@ -50,8 +50,11 @@ class AdaptationModule(TrainingModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Scale and vary the labelled patches; scale those of the targets."""
-        made: dict[str, Any] = super().on_after_batch_transfer(batch, dataloader_idx)
-        return {**made, "target": self.scaled_target(made["target"])} if "target" in made else made
+        made: Any = super().on_after_batch_transfer(batch, dataloader_idx)
+        if "target" in made:
+            made["target"] = self.scaled_target(made["target"])
+        found: Batch = made
+        return found
 
     def scaled_target(self, batch: Any) -> Batch:
         """Scale patches of the targets, and say under ``seen`` (N, H, W) where they hold data of one."""
@@ -165,7 +168,7 @@ class AdversarialModule(AdaptationModule):
             ]
             loss = torch.stack(halves).sum()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         self.found["discriminator"] = float(loss.detach())
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from geoseg import losses, networks
+from geoseg.errors import ConfigError
 from geoseg.losses.supervision import Supervision
 from geoseg.normalisation import Normalisation
 from geoseg.training.adaptation import (
@@ -273,3 +274,23 @@ def test_without_weight_on_the_targets_it_is_plain_training() -> None:
         )
     for other in found[1:]:
         assert all(torch.equal(first, second) for first, second in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {}}, "network.start is missing"),
+        ({"adaptation": {"method": "outputs"}}, "adaptation.targets is missing"),
+        ({"targets": "coarse", "coarse": {"sources": [{"table": "nlcd"}]}}, "adaptation learns from fine labels"),
+    ],
+)
+def test_settings_that_do_not_go_with_adaptation(change: dict[str, Any], message: str) -> None:
+    scene = {"image": "a", "labels": "b", **({"coarse": ["c"]} if "coarse" in change else {})}
+    told = {
+        "data": {"scenes": [scene], "classes": "background,a"},
+        "network": {"start": "c"},
+        "training": {"average": 0.9},
+        "adaptation": {"targets": [{"image": "d"}]},
+    }
+    with pytest.raises(ConfigError, match=message):
+        check({**told, **change})
