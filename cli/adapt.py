@@ -59,7 +59,7 @@ _FLAGS = {
 @click.option("--steps", type=int, metavar="N", help="Steps of the optimiser [default: 200].")
 @click.option("--batch", type=int, metavar="N", help="Patches of the sources, and as many of the targets, a step.")
 @click.option("--patch", type=int, metavar="PX", help="Side of a patch [default: the model's].")
-@click.option("--lr", type=float, metavar="RATE", help="Largest learning rate [default: 0.0005].")
+@click.option("--lr", type=float, metavar="RATE", help="Largest learning rate [default: 0.001].")
 @click.option("--mixup", type=float, metavar="ALPHA", help="Blend patches of the sources; 0.7 is as published.")
 @click.option("--seed", type=int, metavar="N", help="Of everything that is drawn [default: 0].")
 @click.option("--device", metavar="auto|cpu|cuda", help="Where to train [default: auto].")

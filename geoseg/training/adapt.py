@@ -19,12 +19,13 @@ from geoseg.training.fit import Progress, train
 _LOOP = {
     "steps": 200,
     "batch": 4,
-    "lr": 5e-4,
+    "lr": 1e-3,
     "warmup": 20,
     "clip": 1.0,
-    "average": 0.99,
+    "average": 0.97,
     "validate_every": 50,
 }
+_CARD = "Moved by {method} to scenes without labels; what else stands here is told of the model that was moved."
 # What is taken over from the training of the model.
 _KEPT = ("patch", "encoder_lr", "weight_decay")
 
@@ -154,7 +155,7 @@ def _from_model(path: str, method: Method) -> dict[str, Any]:
         "training": loop,
         "adaptation": {"method": method},
         "licence": about.licence,
-        "card": dict(about.card),
+        "card": {**about.card, "adaptation": _CARD.format(method=method)},
     }
     given.update({key: trained[key] for key in ("loss", "sampling", "augment") if key in trained})
     return given

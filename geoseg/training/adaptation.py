@@ -220,6 +220,8 @@ class SelfTrainingModule(AdaptationModule):
         seed = self._seed_of(batch)
         labels, trust = self.believed(target["pixels"], target["seen"])
         varied = vary(target["pixels"], target["seen"], told.strong, seed)
+        # What is labelled is varied as strongly: the teacher must stand light and blur before it can teach them.
+        batch = {**batch, "pixels": vary(batch["pixels"], batch["valid"], told.strong, seed + 1)}
         random = np.random.default_rng(seed)
         if random.random() < told.cut:
             varied, labels = cut_into(varied, labels, random)

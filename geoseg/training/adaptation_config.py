@@ -41,7 +41,8 @@ class AdaptationConfig(Section):
         confidence: of self-training: least probability of a class for a pixel to count.
         target_weight: of self-training: of the loss on the targets.
         cut: of self-training: share of the batches whose patches get a rectangle of another.
-        strong: of self-training: how the patches are varied that the network sees; its average sees them as they are.
+        strong: of self-training: how patches of targets, and of sources once more, are varied for the network; its
+            average sees those of the targets as they are.
         adv_weight: of the adversarial loss on the scores.
         adv_aux_weight: of ``features``: of that on the auxiliary maps.
         aux_weight: of ``features``: of the auxiliary maps' own loss; the code released with the method takes 1.
@@ -58,7 +59,7 @@ class AdaptationConfig(Section):
     target_weight: float = Field(default=1.0, ge=0)
     cut: float = Field(default=0.5, ge=0, le=1)
     strong: AugmentConfig = AugmentConfig(
-        brightness=0.5, contrast=0.4, gamma=0.5, mixing=0.5, noise=0.1, blur=1.0, share=0.7
+        brightness=0.5, contrast=0.4, gamma=0.5, mixing=0.5, noise=0.1, blur=1.5, share=0.6
     )
     adv_weight: float = Field(default=1e-3, ge=0)
     adv_aux_weight: float = Field(default=2e-4, ge=0)

@@ -117,7 +117,9 @@ class AdaptationRun(LoopRun):
     def fit(self) -> int | None:
         """Adapt, and return the step from which an interrupted run was taken up."""
         before = self._scores(self.module.network, self._known_scaling)
-        start = self._scores(self.module.network, self.scaling)
+        start = before
+        if self.scaling != self._known_scaling:
+            start = self._scores(self.module.network, self.scaling)
         self.module.least = start["source"]["mean_iou"] - self.config.adaptation.most_lost
         if len(self.judging):
             self.module.best = {"step": 0, **start["source"]}
