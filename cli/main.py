@@ -24,6 +24,7 @@ _COMMANDS = {
     "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
+    "adapt": "Move a model to scenes of another region without labels.",
     "coarse-stats": "Measure what coarse classes are made of, for training on coarse labels.",
     "coarse-check": "Map where a prediction contradicts a coarse map.",
     "init": "Make an untrained model.",

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from geoseg.engine.vectorize import vectorize as vectorize
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
+    from geoseg.training.adapt import adapt as adapt
     from geoseg.training.coarse_stats import coarse_stats as coarse_stats
     from geoseg.training.fit import train as train
 
 _LAZY = {
+    "adapt": ("geoseg.training.adapt", "adapt"),
     "batch": ("geoseg.engine.batch", "batch"),
     "coarse_check": ("geoseg.engine.coarse_check", "coarse_check"),
     "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
@@ -52,6 +54,7 @@ _MODULES = ("losses", "networks")
 
 __all__ = [
     "__version__",
+    "adapt",
     "batch",
     "cluster",
     "coarse_check",

@@ -32,6 +32,7 @@ COMMANDS = (
     "networks",
     "evaluate",
     "train",
+    "adapt",
     "losses",
     "methods",
     "refine",
