@@ -104,6 +104,40 @@ def town(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     return write_raster(path, array, transform=transform, crs=crs, nodata=0, tiled=True, blockxsize=256, blockysize=256)
 
 
+@pytest.fixture(scope="session")
+def piece(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Callable[..., Path]:
+    """Return a function that gives a piece of the sample scene, written once for all tests that ask for the same.
+
+    It takes height and width in pixels, and how many columns at the left hold no data (0); elsewhere 0 is 1.
+    """
+    folder = tmp_path_factory.mktemp("pieces")
+
+    def cut(height: int, width: int, *, blank: int = 0, row: int = 500, col: int = 640) -> Path:
+        path = folder / f"{row}_{col}_{height}_{width}_{blank}.tif"
+        if not path.exists():
+            with rasterio.open(sample) as source:
+                window = rasterio.windows.Window(col, row, width, height)
+                array, transform, crs = source.read(window=window), source.window_transform(window), source.crs
+            array = np.maximum(array, 1) if blank else array
+            array[:, :, :blank] = 0
+            write_raster(path, array, transform=transform, crs=crs, **({"nodata": 0} if blank else {}))
+        return path
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def part(tmp_path_factory: pytest.TempPathFactory, town: Path) -> Path:
+    """240 × 300 pixels of the town, with a part of its hole (rows 40 to 119, columns 70 to 189)."""
+    path = tmp_path_factory.mktemp("part") / "part.tif"
+    with rasterio.open(town) as file:
+        window = rasterio.windows.Window(230, 60, 300, 240)
+        profile = file.profile | {"width": 300, "height": 240, "transform": file.window_transform(window)}
+        with rasterio.open(path, "w", **profile) as target:
+            target.write(file.read(window=window))
+    return path
+
+
 def _bundle(path: Path, network: str, **options: Any) -> Path:
     from geoseg.bundle import write_bundle
     from geoseg.classes import Classes
