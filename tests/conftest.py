@@ -91,14 +91,14 @@ def asymmetric(bands: int, height: int, width: int, dtype: str = "uint8") -> np.
 
 @pytest.fixture(scope="session")
 def town(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """A real scene of 700 × 900 pixels, with a hole of nodata (0) and a strip of it at the right edge."""
+    """A real scene of 440 × 600 pixels, with a hole of nodata (0) and a strip of it at the right edge."""
     with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(100, 200, 900, 700)
+        window = rasterio.windows.Window(100, 200, 600, 440)
         array = np.maximum(source.read(window=window), 1)
         transform = source.window_transform(window)
         crs = source.crs
     array[:, 100:180, 300:420] = 0
-    array[:, :, 860:] = 0
+    array[:, :, 560:] = 0
     array[0, 50:60, 50:60] = 0  # a band that is 0 alone is a measurement
     path = tmp_path_factory.mktemp("town") / "town.tif"
     return write_raster(path, array, transform=transform, crs=crs, nodata=0, tiled=True, blockxsize=256, blockysize=256)
