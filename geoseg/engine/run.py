@@ -88,6 +88,7 @@ def run_chunks(
                     _note(plan, tally, number, future)
                 except TimeoutError:
                     tally.failures[number] = "its worker was gone before it could tell"
+                future.release()  # else Dask computes it again when its worker dies
                 if progress:
                     progress(stage, tally.settled, tally.chunks)
         finally:
