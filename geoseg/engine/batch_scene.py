@@ -144,6 +144,8 @@ class BatchScenes:
             plan, notes = make_plan(entry.source, outputs, self.method, self.segmenter, options)
             passes = two_passes(plan, self.segmenter, options)
         store = ChunkStore(plan.store, plan.chunks)
+        if self.options.workdir is None and not store.claimed:
+            shutil.rmtree(store.folder, ignore_errors=True)  # what a worker wrote after its run was over
         # Chunks of another day's source or options are of no use; the batch has made sure that none else is lost.
         options = replace(options, fresh=options.fresh or not store.holds(plan.fingerprint()))
         report = execute(plan, outputs, options, notes, progress, passes, among)

@@ -207,7 +207,7 @@ def connected(options: Options) -> Iterator[Crew]:
         stack.enter_context(dask.config.set(_SETTINGS))
         try:
             client = stack.enter_context(_client(options, stack))
-        except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except Exception as error:  # of any kind: strange files and strange certificates end up in strange places
             raise _unreachable(options, error) from error
         if options.scheduler:
             where = f"the cluster {options.scheduler}"
@@ -250,4 +250,5 @@ def _unreachable(options: Options, error: Exception) -> RunError:
     hint = ""
     if options.scheduler and options.scheduler.startswith("tls://"):
         hint = "; it asks for certificates: name yours in Dask's settings distributed.comm.tls (see docs/cluster.md)"
-    return RunError(f"{where} cannot be reached or started ({one_line(error)}){hint}.")
+    told = "it does not answer" if isinstance(error, AssertionError) else one_line(error)
+    return RunError(f"{where} cannot be reached or started ({told}){hint}.")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-from distributed import Client, Future
+from distributed import CancelledError, Client, Future
 from distributed.scheduler import KilledWorker
 
 from geoseg.engine.cluster import JobPlugin, segment_on_worker, stop_local_job
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 # So many failures without one success are not bad luck.
 _HOPELESS = 6
 # What a chunk tells is a few bytes; a worker that is gone before it is asked computes it again elsewhere.
-_RESULT_S = 600.0
+_RESULT_S = 60.0
 
 
 @dataclass
@@ -86,8 +86,10 @@ def run_chunks(
             for number, future in stream:
                 try:
                     _note(plan, tally, number, future)
-                except TimeoutError:
+                except (TimeoutError, CancelledError):
+                    crew.check()
                     tally.failures[number] = "its worker was gone before it could tell"
+                future.release()  # else Dask computes it again when its worker dies
                 if progress:
                     progress(stage, tally.settled, tally.chunks)
         finally:

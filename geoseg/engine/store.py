@@ -92,6 +92,11 @@ class ChunkStore:
             self._sweep()
             yield self.done()
 
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder is that of some run."""
+        return (self.folder / _RECORD).exists()
+
     def holds(self, fingerprint: str) -> bool:
         """Whether the folder is that of a run, or of none yet."""
         record = self.folder / _RECORD

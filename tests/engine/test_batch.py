@@ -179,6 +179,15 @@ def test_what_was_lost_or_changed_is_done_again(tmp_path: Path, scenes: Path, pl
     assert by_status(geoseg.batch(paths[:1], folder, plain, suffix="geojson", overwrite=True)) == {"done": ["s0"]}
 
 
+def test_a_chunk_that_came_too_late_is_in_nobodys_way(tmp_path: Path, scenes: Path, plain: Path) -> None:
+    late = tmp_path / ".geoseg" / "work" / "s00" / "r00000" / "c00000.tif"
+    late.parent.mkdir(parents=True)
+    late.write_bytes(b"")
+    report = geoseg.batch([scenes / "s00.tif"], tmp_path, plain, suffix=".tif")
+    assert by_status(report) == {"done": ["s00"]}
+    assert report.scenes[0]["chunks_found_done"] == 0
+
+
 def test_files_of_somebody_else_are_not_replaced(tmp_path: Path, scenes: Path, plain: Path) -> None:
     (tmp_path / "s00").mkdir()
     precious = tmp_path / "s00" / "s00.gpkg"
