@@ -383,8 +383,11 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path, sample: Path, make_bund
     scenes = write_scenes(tmp_path / "in", sample, 8)
     command = _command(scenes, tmp_path / "out", model, "--chunk", "60", "--format", "geojson")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "out").glob("s*/s*.geojson"))) < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    records = tmp_path / "out" / ".geoseg" / "scenes"
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum('"status": "done"' in path.read_text() for path in records.glob("*.json")) >= 2:
+            break
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
