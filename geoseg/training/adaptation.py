@@ -214,14 +214,14 @@ class SelfTrainingModule(AdaptationModule):
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:
         told = self._config.adaptation
+        seed = self._seed_of(batch)
+        # What is labelled is varied as strongly: the teacher must stand light and blur before it can teach them.
+        batch = {**batch, "pixels": vary(batch["pixels"], batch["valid"], told.strong, seed + 1)}
         if self.global_step < told.warm_up or not told.target_weight:
             return super()._loss_of(batch)
         target: Any = batch["target"]
-        seed = self._seed_of(batch)
         labels, trust = self.believed(target["pixels"], target["seen"])
         varied = vary(target["pixels"], target["seen"], told.strong, seed)
-        # What is labelled is varied as strongly: the teacher must stand light and blur before it can teach them.
-        batch = {**batch, "pixels": vary(batch["pixels"], batch["valid"], told.strong, seed + 1)}
         random = np.random.default_rng(seed)
         if random.random() < told.cut:
             varied, labels = cut_into(varied, labels, random)

@@ -70,29 +70,28 @@ class AdaptationRun(LoopRun):
         self.targets, self.known = open_targets(config, self.sites[0])
         refuse_large_patches(self.targets, config)
         self.aims = self._aims()
-        made = (self._scalings_of(self.targets, self.scaling), network, *self._parts(network))
-        if told.method not in ADVERSARIAL:
-            return SelfTrainingModule(*made)
-        maps = ["scores"]
+        maps = []
         if told.method == "features":
-            maps += auxiliary_maps(network, len(self.sites[0].scene.bands), len(config.data.classes))
-            if len(maps) == 1:
+            maps = auxiliary_maps(network, len(self.sites[0].scene.bands), len(config.data.classes))
+            if not maps:
                 raise ConfigError(
                     f"method features adapts auxiliary maps, and network {self.settings.name} has none as it is built "
                     "here: use the method outputs."
                 )
-        return AdversarialModule(*made).oppose(maps)
+        made = (self._scalings_of(self.targets, self.scaling), network, *self._parts(network, maps))
+        if told.method not in ADVERSARIAL:
+            return SelfTrainingModule(*made)
+        return AdversarialModule(*made).oppose(["scores", *maps])
 
-    def _parts(self, network: nn.Module) -> tuple[Any, ...]:
-        """Return what a training module is made of behind its network."""
+    def _parts(self, network: nn.Module, maps: Sequence[str]) -> tuple[Any, ...]:
+        """Return what a training module is made of behind its network, whose auxiliary ``maps`` are adapted."""
         config = self.config
         encoder = find_encoder(network)
         if config.network.freeze_steps or config.training.encoder_lr != 1:
             encoder = encoder_of(network, self.settings.name)
         weights: Any = self.settings.name
-        if config.adaptation.method == "features":
-            auxiliary = networks.info(self.settings.name).auxiliary
-            weights = {"scores": 1.0, **dict.fromkeys(auxiliary, config.adaptation.aux_weight)}
+        if maps:
+            weights = {"scores": 1.0, **dict.fromkeys(maps, config.adaptation.aux_weight)}
         assert self.loss is not None
         return encoder, Supervision(self.loss, weights), self._scalings, config, self._batches, self._where
 

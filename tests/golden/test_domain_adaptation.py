@@ -29,7 +29,10 @@ def made(reference, weights):
             for auxiliary in (False, True)
         ]
         discriminator = Discriminator(told["output_channels"])
-    return [weights.fill_weights(each, seed) for each in (*networks, discriminator)]
+    plain, with_head = networks[0].eval(), weights.fill_weights(networks[1], seed)
+    # Weights are drawn by their names, so that both have the same.
+    plain.load_state_dict({name: with_head.state_dict()[name] for name in plain.state_dict()})
+    return [plain, with_head, weights.fill_weights(discriminator, seed)]
 
 
 @pytest.fixture(scope="module")

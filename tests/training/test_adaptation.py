@@ -259,21 +259,23 @@ def test_the_network_learns_on_the_targets_and_the_teacher_does_not() -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1))
 
 
-def test_without_weight_on_the_targets_it_is_plain_training() -> None:
+def test_without_weight_on_the_targets_only_the_sources_teach() -> None:
+    still = {name: 0.0 for name in ("brightness", "contrast", "gamma", "mixing", "noise", "blur")}
     modules: list[Callable[[], Any]] = [
-        lambda: made(SelfTrainingModule, average=0.9, target_weight=0.0),
-        lambda: made(SelfTrainingModule, average=0.9, warm_up=1),
         lambda: made(AdversarialModule, method="outputs", adv_weight=0.0).oppose(["scores"]),
+        lambda: made(SelfTrainingModule, average=0.9, target_weight=0.0, strong=still),
+        lambda: made(SelfTrainingModule, average=0.9, warm_up=1, strong=still),
+        lambda: made(SelfTrainingModule, average=0.9, warm_up=1),
     ]
     found = []
     for make in modules:
         module = make()
         module._loss_of(batch()).backward()
-        found.append(
-            [p.grad for p in module.network.parameters() if p.grad is not None] + list(module.network.buffers())
-        )
-    for other in found[1:]:
+        gradients = [p.grad for p in module.network.parameters() if p.grad is not None]
+        found.append([*gradients, *module.network.buffers()])
+    for other in found[1:3]:
         assert all(torch.equal(first, second) for first, second in zip(found[0], other, strict=True))
+    assert not torch.equal(found[0][0], found[3][0])
 
 
 @pytest.mark.parametrize(
