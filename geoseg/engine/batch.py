@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -197,8 +197,9 @@ class _Batch:
         at_a_time = min(len(self._missing), max(2, 2 * crew.threads), _MOST_AT_A_TIME)
         pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="geoseg-scene")
         told = time.monotonic()
+        futures: dict[Future[Record], Entry] = {}
         try:
-            futures = {
+            futures |= {
                 pool.submit(self._one, entry, Among(crew, rank, publishing)): entry
                 for rank, entry in enumerate(self._missing)
             }
@@ -214,6 +215,9 @@ class _Batch:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+            for future, entry in futures.items():
+                if not future.cancelled() and future.exception() is None:
+                    self._scenes[entry.name] = future.result()
             if crew.client.status == "running":
                 with contextlib.suppress(Exception):
                     crew.client.unregister_worker_plugin(kept.name)
