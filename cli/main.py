@@ -8,21 +8,25 @@ import importlib
 import keyword
 import sys
 import traceback
+import warnings
+from typing import Any
 
 import click
 
 from geoseg import __version__
-from geoseg.errors import ConfigError, GeosegError
+from geoseg.errors import ConfigError, GeosegError, GeosegWarning
 
 # Module and one-line help of each command; a module is imported only when its command runs.
 _COMMANDS = {
     "predict": "Segment a scene with a model and write class polygons.",
+    "batch": "Segment many scenes on one cluster, with one report.",
     "cluster": "Segment a scene without a model or labels.",
     "name": "Name the segments that cluster found.",
     "refine": "Bring labels to the edges of the image below them.",
     "evaluate": "Compare a prediction with a reference.",
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
+    "adapt": "Move a model to scenes of another region without labels.",
     "coarse-stats": "Measure what coarse classes are made of, for training on coarse labels.",
     "coarse-check": "Map where a prediction contradicts a coarse map.",
     "init": "Make an untrained model.",
@@ -73,6 +77,21 @@ def geoseg(debug: bool) -> None:
     """
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of ours as one line: where in the code it comes from says nothing to a user."""
+    if issubclass(category, GeosegWarning):
+        click.echo(f"Warning: {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 for a failure, 2 for wrong usage."""
     if arguments is None:
@@ -81,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         from geoseg.engine.waiting import sleep_soon
 
         sleep_soon()
+        warnings.showwarning = _show_warning
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]

@@ -85,7 +85,7 @@ _SELECTION = (
     click.option("-q", "--quiet", is_flag=True, help="No progress."),
 )
 
-_RUN = (
+_BESIDE = (
     click.option("--labels", type=click.Path(), metavar="F.tif", help="Also write the labels, as a COG."),
     click.option("--confidence", type=click.Path(), metavar="F.tif", help="Also write the confidence, as a COG."),
     click.option(
@@ -94,6 +94,9 @@ _RUN = (
         metavar="F.tif",
         help="Also write the entropy of the classes, and what else the model says of its doubts, as a COG.",
     ),
+)
+
+_RUN = (
     click.option("--aoi", type=click.Path(), metavar="FILE", help="Only inside the polygons of this vector file."),
     click.option("--bands", callback=_bands, metavar="1,2,3", help="Bands by index or name, in the model's order."),
     click.option("--nodata", callback=_number, metavar="V", help="Value that means no data, whatever the file says."),
@@ -142,6 +145,16 @@ _RUN = (
         "--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Local worker processes [default: none]."
     ),
     click.option("--scheduler", metavar="ADDRESS|FILE", help="Run on this Dask cluster."),
+    click.option("--resource", metavar="NAME=N", help="What a chunk takes of a worker of that cluster, such as GPU=1."),
+    click.option(
+        "--patience",
+        type=click.FloatRange(min=1),
+        default=120.0,
+        show_default=True,
+        metavar="S",
+        help="End the run after S seconds without a worker of use; it can be gone on with.",
+    ),
+    click.option("--allow-holes", is_flag=True, help="Write outputs although chunks failed: no data where they are."),
     click.option("--workdir", type=click.Path(), metavar="DIR", help="Where finished chunks are kept until the end."),
     click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the work folder."),
 )
@@ -154,6 +167,11 @@ def selection_options(function: F) -> F:
 
 def run_options(function: F) -> F:
     """Add the options of a run over a scene, those of :func:`selection_options` included."""
+    return _with(_BESIDE + _RUN + _SELECTION, function)
+
+
+def batch_options(function: F) -> F:
+    """Add the options of runs over many scenes, whose files are named for them."""
     return _with(_RUN + _SELECTION, function)
 
 

@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from geoseg import losses as losses
     from geoseg import networks as networks
+    from geoseg.engine.batch import batch as batch
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
     from geoseg.engine.vectorize import vectorize as vectorize
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
+    from geoseg.training.adapt import adapt as adapt
     from geoseg.training.coarse_stats import coarse_stats as coarse_stats
     from geoseg.training.fit import train as train
 
 _LAZY = {
+    "adapt": ("geoseg.training.adapt", "adapt"),
+    "batch": ("geoseg.engine.batch", "batch"),
     "coarse_check": ("geoseg.engine.coarse_check", "coarse_check"),
     "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
@@ -50,6 +54,8 @@ _MODULES = ("losses", "networks")
 
 __all__ = [
     "__version__",
+    "adapt",
+    "batch",
     "cluster",
     "coarse_check",
     "coarse_stats",

@@ -91,17 +91,51 @@ def asymmetric(bands: int, height: int, width: int, dtype: str = "uint8") -> np.
 
 @pytest.fixture(scope="session")
 def town(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """A real scene of 700 × 900 pixels, with a hole of nodata (0) and a strip of it at the right edge."""
+    """A real scene of 440 × 600 pixels, with a hole of nodata (0) and a strip of it at the right edge."""
     with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(100, 200, 900, 700)
+        window = rasterio.windows.Window(100, 200, 600, 440)
         array = np.maximum(source.read(window=window), 1)
         transform = source.window_transform(window)
         crs = source.crs
     array[:, 100:180, 300:420] = 0
-    array[:, :, 860:] = 0
+    array[:, :, 560:] = 0
     array[0, 50:60, 50:60] = 0  # a band that is 0 alone is a measurement
     path = tmp_path_factory.mktemp("town") / "town.tif"
     return write_raster(path, array, transform=transform, crs=crs, nodata=0, tiled=True, blockxsize=256, blockysize=256)
+
+
+@pytest.fixture(scope="session")
+def piece(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Callable[..., Path]:
+    """Return a function that gives a piece of the sample scene, written once for all tests that ask for the same.
+
+    It takes height and width in pixels, and how many columns at the left hold no data (0); elsewhere 0 is 1.
+    """
+    folder = tmp_path_factory.mktemp("pieces")
+
+    def cut(height: int, width: int, *, blank: int = 0, row: int = 500, col: int = 640) -> Path:
+        path = folder / f"{row}_{col}_{height}_{width}_{blank}.tif"
+        if not path.exists():
+            with rasterio.open(sample) as source:
+                window = rasterio.windows.Window(col, row, width, height)
+                array, transform, crs = source.read(window=window), source.window_transform(window), source.crs
+            array = np.maximum(array, 1) if blank else array
+            array[:, :, :blank] = 0
+            write_raster(path, array, transform=transform, crs=crs, **({"nodata": 0} if blank else {}))
+        return path
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def part(tmp_path_factory: pytest.TempPathFactory, town: Path) -> Path:
+    """240 × 300 pixels of the town, with a part of its hole (rows 40 to 119, columns 70 to 189)."""
+    path = tmp_path_factory.mktemp("part") / "part.tif"
+    with rasterio.open(town) as file:
+        window = rasterio.windows.Window(230, 60, 300, 240)
+        profile = file.profile | {"width": 300, "height": 240, "transform": file.window_transform(window)}
+        with rasterio.open(path, "w", **profile) as target:
+            target.write(file.read(window=window))
+    return path
 
 
 def _bundle(path: Path, network: str, **options: Any) -> Path:

@@ -17,11 +17,15 @@ from geoseg.source import placeless
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task tells the client: its number, how many pixels got a label, how many tiles or boxes were computed."""
+    """What a task tells the client.
+
+    Its number, how many pixels got a label, how many tiles or boxes were computed, and the seconds that it took.
+    """
 
     number: int
     labelled: int
     tiles: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

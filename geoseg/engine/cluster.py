@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
@@ -14,6 +16,14 @@ from distributed import Client, LocalCluster, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from geoseg.engine.allocator import keep_freed_memory
+from geoseg.engine.crew import Crew
+from geoseg.engine.environment import (
+    difference,
+    refuse_other_versions,
+    resources_there,
+    versions_here,
+    wanted_resources,
+)
 from geoseg.engine.plan import Plan, Recipe, Work
 from geoseg.engine.store import ChunkStore
 from geoseg.errors import RunError, one_line
@@ -21,6 +31,7 @@ from geoseg.errors import RunError, one_line
 if TYPE_CHECKING:
     from geoseg.engine.canvas import Outcome
     from geoseg.engine.device import Runner
+    from geoseg.engine.predict import Options
 
 # Seconds to wait for a scheduler, and for local workers, which import a good deal first.
 _REACH_TIMEOUT = 30
@@ -31,8 +42,24 @@ _UNSEEN: dict[str, Any] = {
     "worker_dashboard_address": "127.0.0.1:0",
     "scheduler_kwargs": {"dashboard": False},
 }
+# Chunks are small results and the store holds the pixels: nothing to spill, and no page to serve.
+_SETTINGS: dict[str, Any] = {
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.comm.timeouts.connect": "60s",
+    # After the second death of a worker, its chunk is tried alone, see the crew.
+    "distributed.scheduler.allowed-failures": 1,
+    # A worker that starts again on a busy machine takes a while; the crew knows how long to wait.
+    "distributed.deploy.lost-worker-timeout": "1h",
+}
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
 _JOBS: dict[str, Task] = {}
+# Why this process cannot do a job, by its key.
+_REFUSED: dict[str, str] = {}
+# The model of the last job, for those who want it kept, by their keys.
+_KEPT: dict[str, list[object]] = {}
 
 
 class Task(Protocol):
@@ -73,6 +100,8 @@ class Job:
                     batch=plan.batch or default_batch(plan.tiles.side, device),
                     context=Context(plan),
                 )
+                for kept in list(_KEPT.values()):
+                    kept[:] = [self._runner.segmenter]
             return self._runner
 
     def segment(self, number: int) -> Outcome:
@@ -96,9 +125,14 @@ class JobPlugin(WorkerPlugin):
         self.key = key
         self.plan = plan
         self.workers = workers
+        self.versions = versions_here()
 
     def setup(self, worker: Any) -> None:
-        """Keep the plan on the worker."""
+        """Keep the plan on the worker, unless its programs are of other versions."""
+        told = difference(versions_here(), self.versions)
+        if told:
+            _REFUSED[self.key] = told
+            return
         if worker.nanny is not None:  # a process of Dask's, not one of somebody else's
             keep_freed_memory()
         _JOBS.setdefault(self.key, self.plan.task(self.workers))
@@ -106,6 +140,25 @@ class JobPlugin(WorkerPlugin):
     def teardown(self, worker: Any) -> None:
         """Drop it, and the model with it."""
         _JOBS.pop(self.key, None)
+        _REFUSED.pop(self.key, None)
+
+
+class KeepPlugin(WorkerPlugin):
+    """Lets workers keep the last model from one run to the next."""
+
+    idempotent = True
+
+    def __init__(self, key: str) -> None:
+        self.name = f"geoseg-keep-{key}"
+        self.key = key
+
+    def setup(self, worker: Any) -> None:
+        """Make room for the model on the worker."""
+        _KEPT.setdefault(self.key, [])
+
+    def teardown(self, worker: Any) -> None:
+        """Drop it."""
+        _KEPT.pop(self.key, None)
 
 
 def segment_on_worker(key: str, number: int) -> Outcome:
@@ -115,9 +168,12 @@ def segment_on_worker(key: str, number: int) -> Outcome:
         RunError: the worker does not hold the job.
     """
     job = _JOBS.get(key)
+    if key in _REFUSED:
+        raise RunError(f"a worker {_REFUSED[key]}")
     if job is None:
         raise RunError("a worker has lost its job: run the same command again.")
-    return job.segment(number)
+    started = time.monotonic()
+    return replace(job.segment(number), seconds=time.monotonic() - started)
 
 
 def stop_local_job(key: str) -> None:
@@ -136,64 +192,63 @@ def worker_number() -> int:
 
 
 @contextlib.contextmanager
-def connected(workers: int = 0, scheduler: str | None = None) -> Iterator[tuple[Client, int]]:
-    """Yield a Dask client and the number of processes that share this machine's cores.
-
-    Args:
-        workers: 0 runs in this process; N starts N local worker processes.
-        scheduler: address or scheduler file of a running cluster; ``workers`` is then not used.
+def connected(options: Options) -> Iterator[Crew]:
+    """Yield the workers that a run's ``options`` name: this process, local processes, or a cluster elsewhere.
 
     Raises:
-        RunError: the cluster cannot be reached or started.
+        RunError: the cluster cannot be reached or started, its programs are of other versions, or no worker of it has
+            what the run needs.
+        ConfigError: a resource that makes no sense.
     """
+    resources = wanted_resources(options)
     for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
-        # Chunks are small results and the store holds the pixels: nothing to spill, and no page to serve.
-        stack.enter_context(
-            dask.config.set(
-                {
-                    "distributed.worker.memory.target": False,
-                    "distributed.worker.memory.spill": False,
-                    "distributed.worker.memory.pause": False,
-                    "distributed.worker.memory.terminate": False,
-                    "distributed.comm.timeouts.connect": "60s",
-                }
-            )
-        )
+        stack.enter_context(dask.config.set(_SETTINGS))
         try:
-            if scheduler:
-                place = {"scheduler_file": scheduler} if os.path.exists(scheduler) else {"address": scheduler}
-                client = stack.enter_context(Client(**place, timeout=_REACH_TIMEOUT, set_as_default=False))
-                processes = 1
-            elif workers:
-                cluster = stack.enter_context(
-                    LocalCluster(
-                        n_workers=workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        **_UNSEEN,
-                        silence_logs=logging.CRITICAL,
-                        memory_limit=0,
-                        # Threads of several processes share the cores: let them sleep, not spin, while they wait.
-                        env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
-                    )
-                )
-                client = stack.enter_context(Client(cluster, timeout=_START_TIMEOUT, set_as_default=False))
-                processes = workers
-            else:
-                client = stack.enter_context(
-                    Client(
-                        processes=False,
-                        n_workers=1,
-                        threads_per_worker=1,
-                        memory_limit=0,
-                        set_as_default=False,
-                        **_UNSEEN,
-                    )
-                )
-                processes = 1
-        except (OSError, TimeoutError, ValueError) as error:
-            where = f"the Dask scheduler {scheduler}" if scheduler else f"{workers or 1} local workers"
-            raise RunError(f"{where} cannot be reached or started ({one_line(error)}).") from error
-        yield client, processes
+            client = stack.enter_context(_client(options, stack))
+        except Exception as error:  # of any kind: strange files and strange certificates end up in strange places
+            raise _unreachable(options, error) from error
+        if options.scheduler:
+            where = f"the cluster {options.scheduler}"
+            refuse_other_versions(client, where)
+            resources = resources_there(client, resources, options, where)
+            crew = Crew(client, where=where, patience_s=options.patience, resources=resources)
+        else:
+            crew = Crew(client, max(1, options.workers), patience_s=options.patience)
+        try:
+            yield crew
+        finally:
+            crew.close(RunError("the run was stopped."))
+
+
+def _client(options: Options, stack: contextlib.ExitStack) -> Client:
+    if options.scheduler:
+        place = {"scheduler_file" if os.path.exists(options.scheduler) else "address": options.scheduler}
+        return Client(**place, timeout=_REACH_TIMEOUT, set_as_default=False)
+    if not options.workers:
+        return Client(
+            processes=False, n_workers=1, threads_per_worker=1, memory_limit=0, set_as_default=False, **_UNSEEN
+        )
+    cluster = stack.enter_context(
+        LocalCluster(
+            n_workers=options.workers,
+            threads_per_worker=1,
+            processes=True,
+            **_UNSEEN,
+            silence_logs=logging.CRITICAL,
+            memory_limit=0,
+            # Threads of several processes share the cores: let them sleep, not spin, while they wait.
+            env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
+        )
+    )
+    return Client(cluster, timeout=_START_TIMEOUT, set_as_default=False)
+
+
+def _unreachable(options: Options, error: Exception) -> RunError:
+    where = f"the Dask scheduler {options.scheduler}" if options.scheduler else f"{options.workers or 1} local workers"
+    hint = ""
+    if options.scheduler and options.scheduler.startswith("tls://"):
+        hint = "; it asks for certificates: name yours in Dask's settings distributed.comm.tls (see docs/cluster.md)"
+    told = "it does not answer" if isinstance(error, AssertionError) else one_line(error)
+    return RunError(f"{where} cannot be reached or started ({told}){hint}.")

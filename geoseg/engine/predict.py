@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from geoseg.bundle import read_bundle
-from geoseg.engine.assemble import Outputs, assemble
-from geoseg.engine.cluster import connected
+from geoseg.engine.assemble import Outputs
+from geoseg.engine.execute import Report, execute, two_passes
 from geoseg.engine.plan import Blend, Plan, Precision, Recipe, augmented
-from geoseg.engine.run import Progress, run_chunks
+from geoseg.engine.run import Progress
 from geoseg.engine.selection import Selection
-from geoseg.engine.store import ChunkStore
 from geoseg.errors import BundleError, ConfigError, SceneError
 from geoseg.grid import ChunkGrid, TileGrid, ViewGrid
 from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
     from geoseg.engine.prior import PriorFile
-    from geoseg.engine.saliency import TwoPasses
     from geoseg.segmenters.interface import Segmenter, Spec, State
     from geoseg.segmenters.macro_windows import MacroGrid
 
@@ -58,7 +56,11 @@ class Options:
         min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
             keep_background: see :class:`geoseg.engine.selection.Selection`.
         device, precision: see :mod:`geoseg.engine.device`.
-        workers, scheduler: see :func:`geoseg.engine.cluster.connected`.
+        workers: local worker processes; 0 runs in this process.
+        scheduler: address or scheduler file of a running cluster, in place of workers.
+        resource: what each chunk takes of a worker of that cluster, as ``NAME=AMOUNT``.
+        patience: seconds without such a worker after which the run ends, to be gone on with later.
+        allow_holes: write outputs although chunks failed: no data where they are.
         workdir: folder of the chunk store; by default a hidden one beside the output, removed at the end.
         fresh: throw away what the work folder holds.
         overwrite: replace existing outputs.
@@ -95,22 +97,12 @@ class Options:
     precision: Precision = "auto"
     workers: int = 0
     scheduler: str | None = None
+    resource: str | None = None
+    patience: float = 120.0
+    allow_holes: bool = False
     workdir: str | None = None
     fresh: bool = False
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles."""
-
-    files: tuple[str, ...]
-    polygons: int | None
-    chunks: int
-    resumed: int
-    tiles: int
-    seconds: float
-    notes: tuple[str, ...] = field(default=())
 
 
 def predict(
@@ -138,62 +130,9 @@ def predict(
     """
     options = replace(options or Options(), **changes)  # type: ignore[arg-type]
     outputs = Outputs.check(out, options)
-    method, segmenter = _method(model, options)
+    method, segmenter = method_of(model, options)
     plan, notes = make_plan(scene, outputs, method, segmenter, options, progress)
     return execute(plan, outputs, options, notes, progress, two_passes(plan, segmenter, options))
-
-
-def two_passes(plan: Plan, segmenter: Segmenter, options: Options) -> TwoPasses | None:
-    """Return how a plan is run by a method that looks at an overview first, None for the others.
-
-    Raises:
-        ConfigError: candidates are asked for from one of the others.
-    """
-    from geoseg.segmenters.saliency import SaliencyNetwork
-
-    if isinstance(segmenter, SaliencyNetwork):
-        from geoseg.engine.saliency import TwoPasses
-
-        return TwoPasses(plan, segmenter)
-    if options.candidates is not None:
-        raise ConfigError("this model looks everywhere and has no candidates to write: leave --candidates out.")
-    return None
-
-
-def execute(
-    plan: Plan,
-    outputs: Outputs,
-    options: Options,
-    notes: Sequence[str] = (),
-    progress: Progress | None = None,
-    passes: TwoPasses | None = None,
-) -> Report:
-    """Run a plan, in two passes where these are given, and write its outputs.
-
-    Raises:
-        RunError: see :func:`geoseg.engine.run.run_chunks`.
-        OutputError: an output cannot be written.
-        SceneError: no pixel of the scene got a label.
-    """
-    store = ChunkStore(plan.store, plan.chunks)
-    fingerprint = plan.fingerprint()
-    with store.opened(fingerprint, fresh=options.fresh) as done:
-        with connected(options.workers, options.scheduler) as (client, processes):
-            compute = run_chunks if passes is None else passes.run
-            tally = compute(plan, client, processes, fingerprint[:16], done, progress)
-        if not tally.labelled and not tally.resumed:
-            where = "inside the area of interest " if plan.aoi else ""
-            store.remove()
-            raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
-        files, written = assemble(plan, store, outputs, options, progress)
-        if passes is not None:
-            notes = (*notes, *passes.notes)
-            if outputs.candidates is not None:
-                passes.write_candidates(outputs.candidates)
-        if options.workdir is None:
-            store.remove()
-    polygons, told = (None, ()) if written is None else (written.polygons, written.notes)
-    return Report(files, polygons, tally.chunks, tally.resumed, tally.tiles, tally.seconds, (*notes, *told))
 
 
 def make_plan(
@@ -290,7 +229,7 @@ def _looked_at(scene: Scene, segmenter: Segmenter, options: Options) -> State:
     return placed.prepare(scene)
 
 
-def _method(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmenter]:
+def method_of(model: object, options: Options) -> tuple[Recipe | Segmenter, Segmenter]:
     """Return how workers make the segmenter, and the segmenter itself."""
     from geoseg.segmenters.interface import Segmenter
 

@@ -32,8 +32,7 @@ from geoseg.vector.features import Features
 from geoseg.vector.measures import measure
 
 if TYPE_CHECKING:
-    from distributed import Client
-
+    from geoseg.engine.crew import Crew
     from geoseg.scene import Scene
     from geoseg.segmenters.recurrence import Answer
     from geoseg.segmenters.saliency import SaliencyNetwork
@@ -64,11 +63,13 @@ class TwoPasses:
     def run(
         self,
         plan: Plan,
-        client: Client,
-        processes: int,
+        crew: Crew,
         key: str,
         done: Collection[int],
         progress: Progress | None = None,
+        *,
+        rank: int = 0,
+        holes: bool | None = None,
     ) -> Tally:
         """Compute every chunk that is not ``done``, see :func:`geoseg.engine.run.run_chunks`.
 
@@ -80,7 +81,7 @@ class TwoPasses:
         """
         first = overview_plan(plan, self._segmenter)
         store = ChunkStore(first.store, first.chunks)
-        coarse = run_chunks(first, client, processes, f"{key}-overview", store.done(), progress, "overview")
+        coarse = run_chunks(first, crew, f"{key}-overview", store.done(), progress, "overview", rank=rank)
         layers = [("Float32", UNCERTAINTY_NODATA)] * len(first.uncertainty)
         overview = write_mosaic(
             store, first.source.geobox, "overview.vrt", layers, path_of=store.uncertainty_path, stored="Float32"
@@ -88,12 +89,13 @@ class TwoPasses:
         found = self._found(str(overview), first)
         self._boxes = Boxes(found.windows)
         work = BoxPlan(plan, str(overview), self._boxes, str(self._answers.folder))
-        fine = run_chunks(work, client, processes, f"{key}-boxes", self._answers.done(), progress, "candidates")
+        fine = run_chunks(work, crew, f"{key}-boxes", self._answers.done(), progress, "candidates", rank=rank)
         pieces = MosaicPlan(plan, self._boxes, work.folder, self._segmenter.settings)
-        tally = run_chunks(pieces, client, processes, key, done, progress)
+        tally = run_chunks(pieces, crew, key, done, progress, rank=rank, holes=holes)
         self.notes = _told(found)
         tally.tiles += coarse.tiles + fine.tiles
         tally.seconds += coarse.seconds + fine.seconds
+        tally.busy_s += coarse.busy_s + fine.busy_s
         return tally
 
     def _found(self, overview: str, first: Plan) -> Candidates:

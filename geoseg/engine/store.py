@@ -85,35 +85,29 @@ class ChunkStore:
         """
         with _unwritable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with held(self.folder, "give this one another --workdir"):
             if fresh:
                 self._empty()
             self._claim(fingerprint)
             self._sweep()
             yield self.done()
 
+    @property
+    def claimed(self) -> bool:
+        """Whether the folder is that of some run."""
+        return (self.folder / _RECORD).exists()
+
+    def holds(self, fingerprint: str) -> bool:
+        """Whether the folder is that of a run, or of none yet."""
+        record = self.folder / _RECORD
+        try:
+            return not record.exists() or json.loads(record.read_text())["fingerprint"] == fingerprint
+        except (ValueError, KeyError, TypeError, OSError):
+            return False
+
     def remove(self) -> None:
         """Delete the store and all it holds."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the folder; the system lets go of the lock when the process ends, however it ends."""
-        lock = FileLock(self.folder / _LOCK, timeout=0)
-        note = self.folder / _HOLDER
-        try:
-            lock.acquire()
-        except Timeout as error:
-            holder = note.read_text().strip() if note.exists() else "another process"
-            raise RunError(
-                f"{self.folder} is in use by {holder}: wait for that run to end, or give this one another --workdir."
-            ) from error
-        try:
-            with _unwritable(note):
-                note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield
-        finally:
-            lock.release()
 
     def _claim(self, fingerprint: str) -> None:
         record = self.folder / _RECORD
@@ -154,6 +148,33 @@ class ChunkStore:
                 entry.unlink()
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path, way_out: str) -> Iterator[None]:
+    """Hold a folder that exists; the system lets go of the lock when the process ends, however it ends.
+
+    Args:
+        folder: for one process at a time.
+        way_out: what else its user can do than wait, for the message.
+
+    Raises:
+        RunError: another process holds it.
+        OutputError: it cannot be written.
+    """
+    lock = FileLock(folder / _LOCK, timeout=0)
+    note = folder / _HOLDER
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = note.read_text().strip() if note.exists() else "another process"
+        raise RunError(f"{folder} is in use by {holder}: wait for that run to end, or {way_out}.") from error
+    try:
+        with _unwritable(note):
+            note.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
 
 
 def tiff_of(layers: NDArray[Any], *, tags: dict[str, str] | None = None, **options: int) -> bytes:

@@ -3,8 +3,9 @@
 Sources: T. Chan, L. Vese, *Active Contours Without Edges*, IEEE TIP 10(2), 2001, eq. 9; T. Chan, B. Sandberg, L. Vese,
 *Active Contours without Edges for Vector-Valued Images*, 2000; J. Chen, E. Frey, *Medical Image Segmentation via
 Unsupervised Convolutional Neural Network*, MIDL 2020 (arXiv 2001.10155); X. Chen et al., *Learning Active Contour
-Models for Medical Image Segmentation*, CVPR 2019.  These need no labels, or take a binary mask in place of classes, so
-they have no name in ``geoseg losses``.
+Models for Medical Image Segmentation*, CVPR 2019.  They have no name in ``geoseg losses``: the energies need no labels,
+and :func:`label_energy` is of one binary mask, costs something where it is right (the length of its contour), and
+changes when the image is mirrored.
 """
 
 from __future__ import annotations

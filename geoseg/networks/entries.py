@@ -234,6 +234,20 @@ ENTRIES = {
         _lsr("lsr-unet", "encoder-decoder", 16, "slender U-Net that coarse labels were first trained with"),
         _lsr("lsr-unet-large", "encoder-decoder", 16, "the same with twelve times the weights, for larger areas"),
         _lsr("lsr-fcn", "fully convolutional", 1, "sixteen 3 × 3 convolutions that see little ground"),
+        Entry(
+            NetworkInfo(
+                "unet-lext",
+                "encoder-decoder",
+                "U-Net of six levels that adversarial adaptation was published with, with an auxiliary head on request",
+                None,
+                64,
+                tile_exact=True,
+                min_size=64,
+                source="Panfilov et al. 2019, arXiv 1908.04126",
+                auxiliary=("aux",),
+            ),
+            "geoseg.networks.unet_lext:build_unet_lext",
+        ),
         _family(
             "unet++",
             "UnetPlusPlus",

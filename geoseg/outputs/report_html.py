@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,23 +15,13 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from geoseg.classes import Classes
+from geoseg.outputs.html_page import page as html_page
+from geoseg.outputs.html_page import table as _table
+from geoseg.outputs.html_page import text as _text
 from geoseg.outputs.staging import staged, writing
 
 _NOTHING = (255, 255, 255)
 _RIGHT, _WRONG = np.array((222.0, 235.0, 222.0)), np.array((190.0, 20.0, 20.0))
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; }
-.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; border: 1px solid #999; }
-.maps { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; flex: 1 1 18rem; }
-figure img { width: 100%; image-rendering: pixelated; border: 1px solid #ccc; }
-.what { color: #555; }
-"""
 
 
 def write_report(
@@ -94,11 +83,7 @@ def _page(
     if "calibration" in record:
         parts += ["<h2>Confidence</h2>", _reliability(record["calibration"])]
     parts += [f'<p class="what">{_text(note)}</p>' for note in record["notes"]]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return html_page(title, parts)
 
 
 def _what(record: dict[str, Any]) -> str:
@@ -213,20 +198,9 @@ def _png(picture: NDArray[np.uint8]) -> str:
         return base64.b64encode(memory.read()).decode("ascii")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of cells that are HTML already."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
 def _numbers(record: dict[str, Any], *names: str) -> list[str]:
     return [_number(record[name]) for name in names]
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

@@ -11,11 +11,11 @@ import urllib.request
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import urlsplit
 
 from geoseg import __version__
 from geoseg.bundle import Bundle, file_digest, read_bundle, write_bundle
 from geoseg.errors import BundleError, OutputError, one_line, unknown_name
+from geoseg.fetching import without_secrets
 
 if TYPE_CHECKING:
     from geoseg.segmenters.interface import Segmenter
@@ -122,7 +122,7 @@ def _downloaded(url: str) -> str:
     target = cache_folder() / (hashlib.sha256(url.encode()).hexdigest()[:32] + _SUFFIX)
     if target.exists():
         return str(target)
-    shown = _without_secrets(url)
+    shown = without_secrets(url)
     partial = ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,9 +186,3 @@ def _fetch(url: str, file: BinaryIO) -> None:
         announced = response.headers.get("Content-Length")
     if announced is not None and file.tell() != int(announced):
         raise ConnectionError(f"the connection ended after {file.tell()} of {announced} bytes")
-
-
-def _without_secrets(url: str) -> str:
-    """Return ``url`` without password and query, which may hold a token, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -12,12 +12,14 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
+from geoseg.training.adaptation_config import AdaptationConfig
 from geoseg.training.coarse_config import CoarseConfig
 from geoseg.training.variation_config import (
     AugmentConfig,
     DamageConfig,
     MixConfig,
     SaliencyConfig,
+    SamplingConfig,
     Section,
     StagesConfig,
 )
@@ -156,19 +158,6 @@ class NetworkConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class SamplingConfig(Section):
-    """Where patches are drawn.
-
-    Attributes:
-        balance: share of patches whose centre is drawn from a class first, all classes alike, and then from its
-            pixels; the others are drawn from all labelled pixels alike.
-        min_valid: least share of a patch that must hold data; another place is tried until it does.
-    """
-
-    balance: float = Field(default=0.5, ge=0, le=1)
-    min_valid: float = Field(default=0.25, ge=0, le=1)
-
-
 class LoopConfig(Section):
     """The loop: steps, optimiser, validation and checkpoints.
 
@@ -245,6 +234,7 @@ class TrainConfig(Section):
     damage: DamageConfig = Field(default_factory=DamageConfig)
     stages: StagesConfig = Field(default_factory=StagesConfig)
     saliency: SaliencyConfig = Field(default_factory=SaliencyConfig)
+    adaptation: AdaptationConfig = Field(default_factory=AdaptationConfig)
     training: LoopConfig = Field(default_factory=LoopConfig)
     licence: str = "not stated"
     card: dict[str, str] = Field(default_factory=dict)
@@ -277,6 +267,13 @@ class TrainConfig(Section):
             raise ValueError(f"mixing.alpha is {self.mixing.alpha}, but blocks do not mix: leave it at 0")
         return self
 
+    @model_validator(mode="after")
+    def _adapted(self) -> TrainConfig:
+        self.adaptation.check_with(
+            start=self.network.start, labels=self.targets, devices=self.training.devices, average=self.training.average
+        )
+        return self
+
     def path(self, name: str) -> str:
         """Return a path of the configuration as the program opens it."""
         if self.data.folder is None or "://" in name or name.startswith("/vsi") or Path(name).is_absolute():
@@ -292,6 +289,10 @@ class TrainConfig(Section):
             entry["coarse"] = [value and Path(value).name for value in entry["coarse"]]
             if not any(entry["coarse"]):
                 del entry["coarse"]
+        for entry in kept["adaptation"]["targets"]:
+            entry.update({key: Path(value).name for key, value in entry.items() if value is not None})
+        if not kept["adaptation"]["targets"]:
+            del kept["adaptation"]
         for source in kept["coarse"]["sources"]:
             source["table"] = Path(source["table"]).name
         for key in ("encoder_weights", "start"):

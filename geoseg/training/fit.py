@@ -144,6 +144,10 @@ def train(
 
 def _course(config: TrainConfig) -> Callable[..., Run]:
     """Return what makes the run of a configuration."""
+    if config.adaptation.targets:
+        from geoseg.training.adaptation_run import course
+
+        return course(config)
     if config.network.name not in _COURSES:
         return LoopRun
     if config.targets == "coarse":

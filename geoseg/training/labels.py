@@ -54,6 +54,15 @@ class NoLabels(Labels):
 
 
 @dataclass(frozen=True)
+class AnyClass(Labels):
+    """Of a scene without labels whose pixels all count: everything is of the first class."""
+
+    def burn(self, affine: Affine, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return 0 everywhere."""
+        return np.zeros(shape, np.uint8)
+
+
+@dataclass(frozen=True)
 class VectorLabels(Labels):
     """Polygons with a class each; what no polygon covers is background, or not known where no class is background."""
 

@@ -132,24 +132,32 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:
+        return self._loss_through(self.network, batch)
+
+    def _loss_through(self, network: Callable[[torch.Tensor], Any], batch: Batch) -> torch.Tensor:
+        """Return the loss of a batch, mixed where mixing is on, that passes ``network``."""
         pixels, labels = batch["pixels"], batch["labels"]
         if not self._config.mixing.alpha:
-            value: torch.Tensor = self.loss(self.network(pixels), labels, pixels)
+            value: torch.Tensor = self.loss(network(pixels), labels, pixels)
             return value
         random = np.random.default_rng((self._loop.seed, int(batch["numbers"][0])))
         mixed = self._mixing(pixels, labels, random, valid=batch["valid"])
         loss = partial(self.loss, pixels=mixed.pixels)
         loss.takes_soft = self.loss.takes_soft  # type: ignore[attr-defined]
-        return mixed.loss(loss, self.network(mixed.pixels))
+        return mixed.loss(loss, network(mixed.pixels))
+
+    @property
+    def _decay(self) -> float:
+        """Of the running average: it follows fast at first, so that it soon forgets the weights that were drawn."""
+        return min(self._loop.average, (1 + self.global_step) / (10 + self.global_step))
 
     def move_average(self) -> None:
         """Move the running average, where there is one, towards the weights."""
         if self.average is None:
             return
-        decay = min(self._loop.average, (1 + self.global_step) / (10 + self.global_step))
         kept, new = (list(network.state_dict().values()) for network in (self.average, self.network))
         floats = [i for i, value in enumerate(kept) if value.is_floating_point()]
-        get_ema_multi_avg_fn(decay)([kept[i] for i in floats], [new[i] for i in floats], 0)
+        get_ema_multi_avg_fn(self._decay)([kept[i] for i in floats], [new[i] for i in floats], 0)
         for i in set(range(len(kept))).difference(floats):
             kept[i].copy_(new[i])
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from geoseg.errors import LabelsError
 from geoseg.grid import ChunkGrid, Window
-from geoseg.training.config import SamplingConfig
 from geoseg.training.labels import IGNORE
 from geoseg.training.site import Site
-from geoseg.training.variation_config import AugmentConfig
+from geoseg.training.variation_config import AugmentConfig, SamplingConfig
 
 # Sites with more pixels than this are counted on a coarser grid.
 _MOST_PIXELS = 1 << 24

@@ -20,11 +20,12 @@ from geoseg.errors import ConfigError, SceneError
 from geoseg.grid import Window
 from geoseg.scene import Pixels, Scene, open_scene
 from geoseg.source import gdal_environment, open_raster, reading
+from geoseg.training.adaptation_config import TargetConfig
 from geoseg.training.blocks import Blocks
 from geoseg.training.coarse_config import CoarseSourceConfig
 from geoseg.training.coarse_labels import CoarseLabels, open_coarse, open_table
 from geoseg.training.config import SceneConfig, TrainConfig
-from geoseg.training.labels import IGNORE, Labels, NoLabels, open_labels, outline
+from geoseg.training.labels import IGNORE, AnyClass, Labels, NoLabels, open_labels, outline
 from geoseg.training.polygons import burn, footprint, read_polygons
 from geoseg.warp import Warp
 
@@ -186,7 +187,28 @@ def open_sites(config: TrainConfig) -> tuple[list[Site], list[Site]]:
     return training, judged
 
 
-def _open(config: TrainConfig, entry: SceneConfig, metres: float | None) -> tuple[Scene, Scene]:
+def open_targets(config: TrainConfig, source: Site) -> tuple[list[Site], list[Site]]:
+    """Open the scenes to adapt to: all of them, every pixel of the first class, and those with labels, with these.
+
+    Args:
+        config: of the run.
+        source: a site with labels, whose resolution and number of bands they must have.
+
+    Raises:
+        SceneError: a scene that cannot be opened, or has other bands than the source.
+        LabelsError: labels that cannot be used with their scene.
+    """
+    unknown, known = [], []
+    for entry in config.adaptation.targets:
+        native, scene = _open(config, entry, config.data.resolution or min(source.scene.resolution))
+        unknown.append(_maker(native, scene, AnyClass())(footprint(scene)))
+        if entry.labels is not None:
+            known.append(replace(unknown[-1], labels=open_labels(config.path(entry.labels), scene, config.data)))
+    _refuse_other_bands([source, *unknown])
+    return unknown, known
+
+
+def _open(config: TrainConfig, entry: SceneConfig | TargetConfig, metres: float | None) -> tuple[Scene, Scene]:
     native = open_scene(config.path(entry.image), bands=config.data.bands)
     return native, native if metres is None else native.at_resolution(metres)
 

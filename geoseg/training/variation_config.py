@@ -1,4 +1,4 @@
-"""How patches are varied, mixed and spoilt in training: the sections of a configuration that say so."""
+"""How patches are drawn, varied, mixed and spoilt in training: the sections of a configuration that say so."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ class Section(BaseModel):
     """A part of a configuration; what it does not know is refused."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class SamplingConfig(Section):
+    """Where patches are drawn.
+
+    Attributes:
+        balance: share of patches whose centre is drawn from a class first, all classes alike, and then from its
+            pixels; the others are drawn from all labelled pixels alike.
+        min_valid: least share of a patch that must hold data; another place is tried until it does.
+    """
+
+    balance: float = Field(default=0.5, ge=0, le=1)
+    min_valid: float = Field(default=0.25, ge=0, le=1)
 
 
 class AugmentConfig(Section):

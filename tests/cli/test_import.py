@@ -48,16 +48,10 @@ def weights(tmp_path, network):
     return path
 
 
-@pytest.fixture
-def scene(tmp_path, sample):
-    """A corner of the real sample scene, 260 × 340 pixels."""
-    path = tmp_path / "scene.tif"
-    with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(400, 600, 340, 260)
-        profile = {**source.profile, "width": 340, "height": 260, "transform": source.window_transform(window)}
-        with rasterio.open(path, "w", **profile) as file:
-            file.write(source.read(window=window))
-    return path
+@pytest.fixture(scope="module")
+def scene(piece):
+    """A part of the real sample scene, 260 × 340 pixels."""
+    return piece(260, 340, row=600, col=400)
 
 
 def _labels(path):

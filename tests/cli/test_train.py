@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from geoseg_cli.main import main
-from tests.training.conftest import crop, footprints  # noqa: F401 - fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def run(*arguments: object) -> int:
 QUICK = ("--network", "plainconv", "--steps", 6, "--batch", 2, "--patch", 48, "--device", "cpu", "--workers", 1)
 
 
-def test_train_then_predict(crop: Path, footprints: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_train_then_predict(crop: Path, footprints: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "roofs.safetensors"
     given = ("--scene", crop, "--labels", footprints, "--classes", "background,roof", "--resolution", "0.5")
     more = ("--validation", "0.7:1", "--set", "training.validate_every=3", "--set", "augment.rotation=0")
@@ -44,7 +43,7 @@ def test_train_then_predict(crop: Path, footprints: Path, tmp_path: Path, capfd:
     assert "exists already" in capfd.readouterr().err
 
 
-def test_a_file_and_flags_that_win(crop: Path, footprints: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_and_flags_that_win(crop: Path, footprints: Path, tmp_path: Path) -> None:
     import yaml
 
     from geoseg.bundle import read_bundle

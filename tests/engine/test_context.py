@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import rasterio
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rasterio.windows import Window as RasterioWindow
 
 import geoseg
 from geoseg.classes import Classes
@@ -68,14 +68,9 @@ class Told(Segmenter):
 
 
 @pytest.fixture(scope="module")
-def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def village(piece: Callable[..., Path]) -> Path:
     """A real scene of 310 × 450 pixels, with nodata at its left."""
-    with rasterio.open(sample) as source:
-        window = RasterioWindow(640, 500, 450, 310)
-        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
-    array[:, :, :40] = 0
-    path = tmp_path_factory.mktemp("village") / "village.tif"
-    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+    return piece(310, 450, blank=40)
 
 
 @given(st.integers(1, 90), st.integers(0, 40), st.integers(0, 300), st.integers(0, 40), st.integers(0, 40))
@@ -178,10 +173,11 @@ def _labels(
         return file.read(1)
 
 
-def test_views_do_not_depend_on_chunks_batches_or_workers(tmp_path: Path, village: Path) -> None:
+def test_views_do_not_depend_on_chunks_batches_or_workers(tmp_path: Path, village: Path, two_workers: str) -> None:
     whole = _labels(tmp_path / "whole", village, Surroundings(), chunk=1024)
     assert {0, 1, 2} <= set(np.unique(whole).tolist())
-    for name, changes in (("small", {"chunk": 64}), ("batch", {"batch": 3}), ("workers", {"workers": 2, "chunk": 128})):
+    together = {"scheduler": two_workers, "chunk": 128}
+    for name, changes in (("small", {"chunk": 64}), ("batch", {"batch": 3}), ("workers", together)):
         assert (_labels(tmp_path / name, village, Surroundings(), **changes) == whole).all(), name
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from geoseg import networks
 from geoseg.bundle import write_bundle
 from geoseg.classes import Classes
 from geoseg.segmenters.network import new_bundle, tensors_of
-from tests.conftest import write_raster
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
@@ -27,6 +26,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "hrnet": {"width": "small-v1"},
     "icnet": {},
     "segnet": {"width": 8},
+    "unet-lext": {"width": 4},
     "unet++": {"encoder": "test_resnet", "decoder_channels": [32, 16, 8, 8, 8]},
     "manet": {"encoder": "test_resnet", "decoder_channels": [32, 16, 8, 8, 8]},
     "upernet": {"encoder": "test_resnet", "decoder_channels": 32},
@@ -39,21 +39,9 @@ _SMALL: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a scheduler with two worker processes."""
-    from distributed import LocalCluster
-
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as running:
-        yield running.scheduler_address
-
-
-@pytest.fixture(scope="module")
-def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def village(piece: Callable[..., Path]) -> Path:
     """A real scene of 300 × 420 pixels."""
-    with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(640, 500, 420, 300)
-        array, transform, crs = source.read(window=window), source.window_transform(window), source.crs
-    return write_raster(tmp_path_factory.mktemp("village") / "village.tif", array, transform=transform, crs=crs)
+    return piece(300, 420)
 
 
 @pytest.fixture(params=networks.names())
@@ -108,9 +96,11 @@ def _run(folder: Path, scene: Path, model: Path, **options: Any) -> tuple[bytes,
         return (folder / "out.geojson").read_bytes(), labels.read(1)
 
 
-def test_two_workers_and_small_chunks_leave_no_seam(tmp_path: Path, village: Path, model: Path, cluster: str) -> None:
+def test_two_workers_and_small_chunks_leave_no_seam(
+    tmp_path: Path, village: Path, model: Path, two_workers: str
+) -> None:
     whole, labels = _run(tmp_path / "whole", village, model, chunk=1024)
-    parts, also = _run(tmp_path / "parts", village, model, chunk=128, scheduler=cluster)
+    parts, also = _run(tmp_path / "parts", village, model, chunk=128, scheduler=two_workers)
     assert len(np.unique(labels)) > 1
     assert (also == labels).all()
     assert parts == whole

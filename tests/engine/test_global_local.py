@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,18 +24,12 @@ from geoseg.normalisation import Normalisation
 from geoseg.segmenters.global_local import GlobalLocal
 from geoseg.segmenters.global_local_settings import GlobalLocalSettings
 from geoseg.segmenters.interface import State, Tiles
-from tests.conftest import write_raster
 
 
 @pytest.fixture(scope="module")
-def corner(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def corner(piece: Callable[..., Path]) -> Path:
     """A real scene of 110 × 150 pixels, with a frame of nodata at its left."""
-    with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(640, 500, 150, 110)
-        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
-    array[:, :, :10] = 0
-    path = tmp_path_factory.mktemp("corner") / "corner.tif"
-    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+    return piece(110, 150, blank=10)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +49,10 @@ def segmenter() -> GlobalLocal:
     )
 
 
-def test_chunks_change_nothing(tmp_path: Path, corner: Path, segmenter: GlobalLocal) -> None:
+def test_chunks_change_nothing(tmp_path: Path, corner: Path, segmenter: GlobalLocal, two_workers: str) -> None:
     for blend in ("crop", "hann"):
         found = []
-        for i, changes in enumerate(({"chunk": 64}, {"chunk": 1024}, {"chunk": 64, "workers": 2})):
+        for i, changes in enumerate(({"chunk": 64}, {"chunk": 1024}, {"chunk": 64, "scheduler": two_workers})):
             geoseg.predict(corner, tmp_path / f"{blend}{i}.tif", segmenter, blend=blend, **changes)
             with rasterio.open(tmp_path / f"{blend}{i}.tif") as file:
                 found.append(file.read(1))
@@ -105,7 +100,9 @@ def test_macro_windows_stand_in_for_tiles(tmp_path: Path, corner: Path, segmente
         assert np.array_equal(found, expected)
 
 
-def test_the_commands_make_and_run_it_alike_on_one_worker_and_on_two(tmp_path: Path, corner: Path) -> None:
+def test_the_commands_make_and_run_it_alike_on_one_worker_and_on_two(
+    tmp_path: Path, corner: Path, two_workers: str
+) -> None:
     from geoseg_cli.main import main
 
     def run(*arguments: object) -> None:
@@ -119,7 +116,7 @@ def test_the_commands_make_and_run_it_alike_on_one_worker_and_on_two(tmp_path: P
     encoder = ("--encoder", "mobilenetv3_small_100")
     run("init", model, "--network", "glnet", *encoder, "--classes", "field,road,roof", "--seed", 3, *options)
     run("predict", corner, tmp_path / "one.tif", "-m", model, "--chunk", 64, "-q")
-    run("predict", corner, tmp_path / "two.tif", "-m", model, "--chunk", 64, "--workers", 2, "-q")
+    run("predict", corner, tmp_path / "two.tif", "-m", model, "--chunk", 64, "--scheduler", two_workers, "-q")
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "two.tif").read_bytes()
     with rasterio.open(tmp_path / "one.tif") as file:
         assert set(np.unique(file.read(1))) <= {0, 1, 2, 255}

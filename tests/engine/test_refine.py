@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from rasterio.windows import Window as RasterioWindow
 from torch import nn
 
 import geoseg
@@ -32,14 +32,9 @@ _SMALL: dict[str, Any] = {"width": 0.02, "dilated": False}
 
 
 @pytest.fixture(scope="module")
-def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def village(piece: Callable[..., Path]) -> Path:
     """A real scene of 230 × 310 pixels, with nodata at its left."""
-    with rasterio.open(sample) as source:
-        window = RasterioWindow(640, 500, 310, 230)
-        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
-    array[:, :, :30] = 0
-    path = tmp_path_factory.mktemp("village") / "village.tif"
-    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+    return piece(230, 310, blank=30)
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +87,13 @@ def _read(path: Path) -> np.ndarray:
 
 
 def test_labels_are_refined_the_same_whatever_the_chunks_and_workers(
-    tmp_path: Path, village: Path, labels: Path, refiner: Path
+    tmp_path: Path, village: Path, labels: Path, refiner: Path, two_workers: str
 ) -> None:
     made = {}
     cases: dict[str, dict[str, Any]] = {
         "whole": {},
         "small": {"chunk": 256, "batch": 2},
-        "workers": {"workers": 2, "chunk": 256},
+        "workers": {"scheduler": two_workers, "chunk": 256},
     }
     for name, changes in cases.items():
         out, sure = tmp_path / f"{name}.tif", tmp_path / f"{name}_c.tif"
@@ -111,12 +106,14 @@ def test_labels_are_refined_the_same_whatever_the_chunks_and_workers(
     assert 0.001 < changed < 0.999
 
 
-def test_a_model_and_its_refiner_in_one_run(tmp_path: Path, village: Path, model: Path, refiner: Path) -> None:
+def test_a_model_and_its_refiner_in_one_run(
+    tmp_path: Path, village: Path, model: Path, refiner: Path, two_workers: str
+) -> None:
     """The same as the model's labels refined afterwards, where tiles see the same."""
     geoseg.predict(village, tmp_path / "rough.tif", model)
     geoseg.refine(village, tmp_path / "rough.tif", tmp_path / "after.tif", refiner)
     geoseg.predict(village, tmp_path / "at_once.tif", model, refine=str(refiner))
-    geoseg.predict(village, tmp_path / "workers.tif", model, refine=str(refiner), workers=2, chunk=256)
+    geoseg.predict(village, tmp_path / "workers.tif", model, refine=str(refiner), scheduler=two_workers, chunk=256)
     assert (tmp_path / "at_once.tif").read_bytes() == (tmp_path / "workers.tif").read_bytes()
     at_once, after = _read(tmp_path / "at_once.tif"), _read(tmp_path / "after.tif")
     assert (at_once != _read(tmp_path / "rough.tif")).any()
@@ -162,7 +159,9 @@ def test_the_command_writes_labels_beside_polygons(tmp_path: Path, village: Path
     assert (_read(fine) == _read(tmp_path / "again.tif")).all()
 
 
-def test_the_commands_refine_object_by_object(tmp_path: Path, village: Path, model: Path, refiner: Path) -> None:
+def test_the_commands_refine_object_by_object(
+    tmp_path: Path, village: Path, model: Path, refiner: Path, two_workers: str
+) -> None:
     """Small objects keep their labels, whichever command refines them."""
     from geoseg_cli.main import main
 
@@ -178,7 +177,7 @@ def test_the_commands_refine_object_by_object(tmp_path: Path, village: Path, mod
         labels = write_raster(tmp_path / "rough.tif", rough, transform=source.transform, crs=source.crs)
     sure = {name: tmp_path / f"{name}_sure.tif" for name in ("one", "two", "tile")}
     run("refine", village, labels, tmp_path / "one.tif", "-m", refiner, "--confidence", sure["one"])
-    workers = ("--workers", 2, "--chunk", 256)
+    workers = ("--scheduler", two_workers, "--chunk", 256)
     run("refine", village, labels, tmp_path / "two.tif", "-m", refiner, "--confidence", sure["two"], *workers)
     geoseg.refine(village, labels, tmp_path / "tile.tif", refiner, confidence=str(sure["tile"]))
     found, doubt = _read(tmp_path / "one.tif"), _read(sure["one"])

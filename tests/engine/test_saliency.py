@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from rasterio.windows import Window as RasterioWindow
 from torch import nn
 
 import geoseg
@@ -75,14 +75,9 @@ def sea(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int,
 
 
 @pytest.fixture(scope="module")
-def harbour(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def harbour(piece: Callable[..., Path]) -> Path:
     """A real scene of 330 × 410 pixels, with nodata at its left."""
-    with rasterio.open(sample) as source:
-        window = RasterioWindow(640, 500, 410, 330)
-        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
-    array[:, :, :30] = 0
-    path = tmp_path_factory.mktemp("harbour") / "harbour.tif"
-    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+    return piece(330, 410, blank=30)
 
 
 @pytest.fixture(scope="module")

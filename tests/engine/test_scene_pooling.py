@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,14 @@ from geoseg.engine.predict import Options, make_plan
 from geoseg.engine.tiling import measure_on_scene
 from geoseg.errors import ConfigError
 from geoseg.segmenters.network import new_bundle, tensors_of
-from tests.conftest import write_raster
 
 _FILLER = Path(__file__).parents[1] / "data" / "reference" / "fill_weights.py"
 
 
 @pytest.fixture(scope="module")
-def village(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def village(piece: Callable[..., Path]) -> Path:
     """A real scene of 210 × 290 pixels, with a frame of nodata at its left."""
-    with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(640, 500, 290, 210)
-        array, transform, crs = np.maximum(source.read(window=window), 1), source.window_transform(window), source.crs
-    array[:, :, :40] = 0
-    path = tmp_path_factory.mktemp("village") / "village.tif"
-    return write_raster(path, array, transform=transform, crs=crs, nodata=0)
+    return piece(210, 290, blank=40)
 
 
 @pytest.fixture(scope="module")

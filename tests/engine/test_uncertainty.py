@@ -50,18 +50,6 @@ SPEC = Spec(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def part(tmp_path_factory: pytest.TempPathFactory, town: Path) -> Path:
-    """300 × 240 pixels of the town, with a part of its hole."""
-    path = tmp_path_factory.mktemp("part") / "part.tif"
-    with rasterio.open(town) as file:
-        window = rasterio.windows.Window(230, 60, 300, 240)
-        profile = file.profile | {"width": 300, "height": 240, "transform": file.window_transform(window)}
-        with rasterio.open(path, "w", **profile) as part:
-            part.write(file.read(window=window))
-    return path
-
-
 def _layers(folder: Path, scene: Path, model: object, **options: object) -> np.ndarray:
     folder.mkdir(exist_ok=True)
     out = folder / "uncertainty.tif"

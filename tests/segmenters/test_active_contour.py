@@ -20,7 +20,7 @@ from geoseg.segmenters.interface import State
 from geoseg.segmenters.loading import segmenter_of
 from geoseg.segmenters.scene_sample import Batch
 from geoseg.vector.value_names import read_value_items
-from tests.segmenters.test_clustering import scene_of, tiles_of  # noqa: F401 - a fixture
+from tests.segmenters.test_clustering import tiles_of
 
 QUICK = ActiveContourSettings(channels=6, blocks=1, iterations=15, fit_tiles=4, fit_tile_size=48, batch=2)
 
@@ -68,8 +68,8 @@ def test_discs(length_weight, seed):
         assert abs(iou(found, truth) - iou(images[:, 0] > middle, truth)) <= 0.03
 
 
-@pytest.fixture
-def fitted(scene_of):  # noqa: F811
+@pytest.fixture(scope="module")
+def fitted(scene_of):
     image, _ = ponds()
     scene = scene_of(image)
     segmenter = ActiveContour(replace(QUICK, iterations=60), scene.band_names)
@@ -108,7 +108,7 @@ def test_dark_ponds_are_found(fitted):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bright_and_dark_are_complements(scene_of, seed):  # noqa: F811
+def test_bright_and_dark_are_complements(scene_of, seed):
     scene = scene_of(ponds()[0])
     labels, names, flipped = [], [], None
     for polarity in ("bright", "dark"):
@@ -122,7 +122,7 @@ def test_bright_and_dark_are_complements(scene_of, seed):  # noqa: F811
     assert names == [["dark", "bright"], ["bright", "dark"]]
 
 
-def test_one_seed_gives_one_fit(fitted, scene_of):  # noqa: F811
+def test_one_seed_gives_one_fit(fitted, scene_of):
     segmenter, state, scene = fitted
     again = fit(scene, segmenter.settings)
     assert again == state
@@ -138,7 +138,7 @@ def test_one_seed_gives_one_fit(fitted, scene_of):  # noqa: F811
         replace(QUICK, tied=True, means_scope="batch", reference_band=2),
     ],
 )
-def test_a_saved_model_gives_the_same_scores(scene_of, tmp_path, settings):  # noqa: F811
+def test_a_saved_model_gives_the_same_scores(scene_of, tmp_path, settings):
     scene = scene_of(ponds()[0])
     segmenter = ActiveContour(settings, scene.band_names)
     state = segmenter.prepare(scene)
@@ -164,7 +164,7 @@ def test_names(fitted, tmp_path):
         state.named(read_value_items(table))
 
 
-def test_constant_scenes_and_nodata_are_finite(scene_of):  # noqa: F811
+def test_constant_scenes_and_nodata_are_finite(scene_of):
     image, _ = ponds()
     image[:, :, 60:] = 0
     for array in (np.full((2, 60, 70), 9, np.uint8), image):
@@ -188,7 +188,7 @@ def test_refuses_settings_without_sense(given, message):
         ActiveContourSettings(**given)
 
 
-def test_refuses_what_does_not_fit(fitted, tmp_path, scene_of):  # noqa: F811
+def test_refuses_what_does_not_fit(fitted, tmp_path, scene_of):
     segmenter, state, scene = fitted
     with pytest.raises(ConfigError, match="reference_band is 3"):
         fit(scene, replace(QUICK, reference_band=3))

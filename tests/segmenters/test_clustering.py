@@ -7,15 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import rasterio
 import torch
-from rasterio.transform import from_origin
 
 from geoseg.bundle import read_bundle, write_bundle
 from geoseg.errors import BundleError, ConfigError, OutputError, SceneError
 from geoseg.grid import TileGrid
 from geoseg.losses.clustering import continuity_loss, scribble_loss, similarity_loss
-from geoseg.scene import open_scene
 from geoseg.segmenters.clustering import METHODS, FeatureClustering, fit
 from geoseg.segmenters.clustering_fit import ClusteringSettings, merge
 from geoseg.segmenters.interface import State, Tiles
@@ -31,22 +28,6 @@ def field(height, width, bands=3, seed=0):
     waves = [np.sin(x / (17 + 5 * b) + b) + np.cos(y / (11 + 3 * b) - 0.7 * b) + (x > 2 * y) for b in range(bands)]
     image = 110 + 45 * np.stack(waves) + 6 * rng.standard_normal((bands, height, width))
     return np.clip(image, 1, 254).astype(np.uint8)
-
-
-@pytest.fixture
-def scene_of(tmp_path):
-    """Write an array (C, H, W) as a GeoTIFF in UTM, 1 m pixels, north up, and open it."""
-
-    def write(array, name="scene.tif", **profile):
-        path = tmp_path / name
-        count, height, width = array.shape
-        where = {"crs": "EPSG:32633", "transform": from_origin(500000, 5000000, 1, 1)}
-        size = {"count": count, "height": height, "width": width, "dtype": array.dtype}
-        with rasterio.open(path, "w", driver="GTiff", **size, **where, **profile) as file:
-            file.write(array)
-        return open_scene(path)
-
-    return write
 
 
 def tiles_of(scene, window):
@@ -92,7 +73,7 @@ def adjusted_rand(first, second):
     return (pairs(table) - chance) / ((rows + cols) / 2 - chance)
 
 
-@pytest.fixture(params=["continuity", "superpixels"])
+@pytest.fixture(scope="module", params=["continuity", "superpixels"])
 def fitted(scene_of, request):
     scene = scene_of(field(300, 420))
     settings = replace(QUICK, target_segments=5, smoothing=request.param)

@@ -408,15 +408,11 @@ def test_a_file_becomes_a_bundle_once(path, cache):
     assert resolve_bundle(path) != first
 
 
-def test_a_scene_gets_the_labels_of_the_torch_network(path, tmp_path, sample):
+def test_a_scene_gets_the_labels_of_the_torch_network(path, tmp_path, piece):
     module = _net(classes=2)
-    with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(300, 500, 500, 300)
-        profile = {**source.profile, "width": 500, "height": 300, "transform": source.window_transform(window)}
-        pixels = source.read(window=window)
-    scene = tmp_path / "scene.tif"
-    with rasterio.open(scene, "w", **{**profile, "compress": "deflate", "photometric": "rgb"}) as file:
-        file.write(pixels)
+    scene = piece(300, 500, row=500, col=300)
+    with rasterio.open(scene) as file:
+        pixels = file.read()
     names = {
         "class_names": {0: "background", 1: "built"},
         "standardization_mean": [0.4] * 3,

@@ -15,7 +15,7 @@ from geoseg.segmenters.clustering import FeatureClustering, fit
 from geoseg.segmenters.clustering_fit import ClusteringSettings, merge, objective
 from geoseg.segmenters.scene_sample import Batch, draw_sample, sample_scenes, scribbled_tiles
 from geoseg.segmenters.scribbles import Scribbles
-from tests.segmenters.test_clustering import QUICK, field, scene_of, tiled, whole  # noqa: F401 - a fixture
+from tests.segmenters.test_clustering import QUICK, field, tiled, whole
 
 
 class Squares:
@@ -45,7 +45,7 @@ def halves():
 
 
 @pytest.mark.parametrize("smoothing", ["continuity", "superpixels"])
-def test_scribbles_name_what_they_mark(scene_of, smoothing):  # noqa: F811
+def test_scribbles_name_what_they_mark(scene_of, smoothing):
     scene = scene_of(halves())
     settings = replace(QUICK, iterations=60, target_segments=2, smoothing=smoothing, scribble=2.0)
     marks = scribbles_on(scene, bright=[(20, 120), (90, 110)], dark=[(30, 20), (80, 60)])
@@ -57,7 +57,7 @@ def test_scribbles_name_what_they_mark(scene_of, smoothing):  # noqa: F811
     assert (labels[:, :85] == 1).mean() > 0.98
 
 
-def test_more_segments_than_scribbles_keep_numbers(scene_of):  # noqa: F811
+def test_more_segments_than_scribbles_keep_numbers(scene_of):
     scene = scene_of(field(150, 170))
     marks = scribbles_on(scene, forest=[(20, 120)], water=[(100, 30)])
     state = fit(scene, replace(QUICK, target_segments=4), scribbles=marks)
@@ -68,7 +68,7 @@ def test_more_segments_than_scribbles_keep_numbers(scene_of):  # noqa: F811
     assert fit(scene, replace(QUICK, target_segments=4), scribbles=marks) == state
 
 
-def test_scribbled_places_are_in_the_sample(scene_of):  # noqa: F811
+def test_scribbled_places_are_in_the_sample(scene_of):
     scene = scene_of(field(300, 300))
     settings = replace(QUICK, fit_tiles=2, fit_tile_size=40)
     tiles = draw_sample(scene, settings)
@@ -111,7 +111,7 @@ def test_merging_keeps_scribbled_channels_apart():
     assert merge(sizes, means, 3, apart=2)[0] == 0  # a name is a segment even where no pixel won
 
 
-def test_refuses_scribbles_without_room(scene_of):  # noqa: F811
+def test_refuses_scribbles_without_room(scene_of):
     scene = scene_of(field(80, 80))
     marks = scribbles_on(scene, a=[(5, 5)], b=[(50, 50)], c=[(70, 9)])
     for change, message in (
@@ -128,7 +128,7 @@ def test_refuses_scribbles_without_room(scene_of):  # noqa: F811
 # References
 
 
-def test_references_take_turns_in_the_sample(scene_of):  # noqa: F811
+def test_references_take_turns_in_the_sample(scene_of):
     scenes = [scene_of(field(*shape, seed=seed), f"{seed}.tif") for seed, shape in enumerate([(200, 210), (60, 300)])]
     tiles = sample_scenes(scenes, replace(QUICK, fit_tiles=6, fit_tile_size=80))
     assert tiles.pixels.shape == (6, 3, 60, 60)
@@ -137,7 +137,7 @@ def test_references_take_turns_in_the_sample(scene_of):  # noqa: F811
         np.testing.assert_array_equal(tiles.pixels[i].numpy(), pixels.data)
 
 
-def test_a_fit_to_references_serves_any_scene(scene_of):  # noqa: F811
+def test_a_fit_to_references_serves_any_scene(scene_of):
     scenes = [scene_of(field(130, 140, seed=seed), f"{seed}.tif") for seed in range(3)]
     settings = replace(QUICK, target_segments=4)
     segmenter = FeatureClustering(settings, 3, references=scenes[:2])
@@ -151,7 +151,7 @@ def test_a_fit_to_references_serves_any_scene(scene_of):  # noqa: F811
 # Names
 
 
-def test_names_merge_segments(scene_of):  # noqa: F811
+def test_names_merge_segments(scene_of):
     scene = scene_of(field(130, 140))
     segmenter = FeatureClustering(replace(QUICK, target_segments=5), 3)
     state = segmenter.prepare(scene)
@@ -175,7 +175,7 @@ def test_names_merge_segments(scene_of):  # noqa: F811
     ("items", "message"),
     [([(7, "a")], "7 belongs to no class"), ([(0, "segment 2")], "'segment 2' is the name of class 1")],
 )
-def test_refuses_names_that_do_not_fit(scene_of, items, message):  # noqa: F811
+def test_refuses_names_that_do_not_fit(scene_of, items, message):
     state = fit(scene_of(field(100, 100)), replace(QUICK, target_segments=3))
     with pytest.raises(LabelsError, match=message):
         state.named([LabelClass(i, name, "#000000") for i, name in items])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 
 from geoseg.bundle import read_bundle
@@ -70,12 +69,9 @@ def settings(squares: tuple[Path, Path]) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def crop(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def crop(piece: Callable[..., Path]) -> Path:
     """A piece of 500 × 700 pixels of the sample town."""
-    with rasterio.open(sample) as source:
-        window = rasterio.windows.Window(300, 600, 700, 500)
-        array, transform, crs = source.read(window=window), source.window_transform(window), source.crs
-    return write_raster(tmp_path_factory.mktemp("crop") / "crop.tif", array, transform=transform, crs=crs)
+    return piece(500, 700, row=600, col=300)
 
 
 @pytest.fixture(scope="session")

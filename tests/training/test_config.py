@@ -54,7 +54,7 @@ def test_every_fault_is_told_with_its_path_and_value() -> None:
         ("training.patch", 4, "training.patch = 4"),
         ("training.lr", float("nan"), "training.lr = nan"),
         ("data.scenes", [], r"data.scenes = \[\]"),
-        ("colour", 1, r"colour is no setting \(known: augment, card, coarse, damage, data, "),
+        ("colour", 1, r"colour is no setting \(known: adaptation, augment, card, coarse, damage, data, "),
     ],
 )
 def test_what_makes_no_sense_is_refused(key: str, value: Any, told: str) -> None:

@@ -1,0 +1,161 @@
+"""From a plan to its outputs: the chunks computed, then put together, by a crew of its own or one shared by scenes."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from geoseg.engine.assemble import Outputs, assemble
+from geoseg.engine.cluster import connected
+from geoseg.engine.crew import Crew
+from geoseg.engine.plan import Plan
+from geoseg.engine.run import Progress, Tally, run_chunks
+from geoseg.engine.store import ChunkStore
+from geoseg.errors import ConfigError, RunError, SceneError
+
+if TYPE_CHECKING:
+    from geoseg.engine.predict import Options
+    from geoseg.engine.saliency import TwoPasses
+    from geoseg.segmenters.interface import Segmenter
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
+
+    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock.  ``holes`` are
+    the chunks that failed and are left without data, by number, with the cause.
+    """
+
+    files: tuple[str, ...]
+    polygons: int | None
+    chunks: int
+    resumed: int
+    tiles: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+    holes: tuple[tuple[int, str], ...] = field(default=())
+    pixels: int = 0
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Among:
+    """How a run takes part in a crew that other runs share.
+
+    Attributes:
+        crew: the workers.
+        rank: the run's place among the others.
+        publishing: held while outputs are put together, which takes this process's own cores.
+    """
+
+    crew: Crew
+    rank: int
+    publishing: AbstractContextManager[object]
+
+
+def two_passes(plan: Plan, segmenter: Segmenter, options: Options) -> TwoPasses | None:
+    """Return how a plan is run by a method that looks at an overview first, None for the others.
+
+    Raises:
+        ConfigError: candidates are asked for from one of the others.
+    """
+    from geoseg.segmenters.saliency import SaliencyNetwork
+
+    if isinstance(segmenter, SaliencyNetwork):
+        from geoseg.engine.saliency import TwoPasses
+
+        return TwoPasses(plan, segmenter)
+    if options.candidates is not None:
+        raise ConfigError("this model looks everywhere and has no candidates to write: leave --candidates out.")
+    return None
+
+
+def execute(
+    plan: Plan,
+    outputs: Outputs,
+    options: Options,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+    passes: TwoPasses | None = None,
+    among: Among | None = None,
+) -> Report:
+    """Run a plan, in two passes where these are given, and write its outputs.
+
+    Args:
+        plan: the run.
+        outputs: what is written.
+        options: of the run.
+        notes: what a user should know already.
+        progress: called with a stage, steps done, and steps in all.
+        passes: how a method in two passes runs.
+        among: the other runs it takes its turn with; None gets workers for this run alone.
+
+    Raises:
+        RunError: see :func:`geoseg.engine.run.run_chunks`.
+        OutputError: an output cannot be written.
+        SceneError: no pixel of the scene got a label.
+    """
+    store = ChunkStore(plan.store, plan.chunks)
+    with store.opened(plan.fingerprint(), fresh=options.fresh) as done:
+        with connected(options) if among is None else contextlib.nullcontext(among.crew) as crew:
+            compute = run_chunks if passes is None else passes.run
+            # Another client may have the same scene, model and scheduler, but another store.
+            key = uuid.uuid4().hex[:16]
+            rank = 0 if among is None else among.rank
+            tally = compute(plan, crew, key, done, progress, rank=rank, holes=options.allow_holes)
+        if not tally.labelled and not tally.resumed:
+            where = "inside the area of interest " if plan.aoi else ""
+            store.remove()
+            raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
+        _refuse_unseen(store, tally)
+        with contextlib.nullcontext() if among is None else among.publishing:
+            files, written = assemble(plan, store, outputs, options, progress)
+            if passes is not None:
+                notes = (*notes, *passes.notes)
+                if outputs.candidates is not None:
+                    passes.write_candidates(outputs.candidates)
+        if options.workdir is None and not tally.failures:
+            store.remove()
+    polygons, told = (None, ()) if written is None else (written.polygons, written.notes)
+    return Report(
+        files,
+        polygons,
+        tally.chunks,
+        tally.resumed,
+        tally.tiles,
+        tally.seconds,
+        (*notes, *told, *_told_holes(plan, tally)),
+        tuple(sorted(tally.failures.items())),
+        tally.pixels,
+        tally.busy_s,
+    )
+
+
+def _refuse_unseen(store: ChunkStore, tally: Tally) -> None:
+    """Refuse to go on where workers wrote their chunks to a place that is not seen from here.
+
+    Raises:
+        RunError: chunks are missing.
+    """
+    missing = tally.chunks - len(tally.failures) - len(store.done())
+    if missing > 0:
+        raise RunError(
+            f"{missing} of {tally.chunks} chunks that workers wrote to {store.folder} are not seen from here: give a "
+            "--workdir that all machines share under one path."
+        )
+
+
+def _told_holes(plan: Plan, tally: Tally) -> tuple[str, ...]:
+    if not tally.failures:
+        return ()
+    number, cause = min(tally.failures.items())
+    chunks = "1 chunk has" if len(tally.failures) == 1 else f"{len(tally.failures)} chunks have"
+    return (
+        f"{chunks} no labels because computing failed; the first is {plan.chunks.window(number)}: {cause.rstrip('.')}. "
+        "What is finished is kept: the same command with --overwrite tries only them again.",
+    )
