@@ -52,9 +52,8 @@ def _predicted(folder: Path, model: Path, side: int) -> Cost:
 
 
 def main(folder: Path, encoder: str = "resnet50", side: int = _SIDE) -> None:
-    """Print peaks in MB and their ratios (wanted: 0.1 or less of one pass, and no growth with the scene)."""
+    """Print peaks in MB and their ratios (wanted: well under one pass, and no growth with the scene)."""
     model = _written(folder, encoder)
-
     held = folder / "held_mb.txt"
     naive = run(sys.executable, "-c", _PROGRAM, str(model), str(held), str(side))
     base = float(held.read_text())
