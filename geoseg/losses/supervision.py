@@ -16,13 +16,14 @@ from geoseg.losses.cascade import shrunk
 
 # By network.  gsn: chosen here, the paper gives none.  icnet: nothing at full size, Zhao et al. 2018, arXiv 1704.08545,
 # section 3.4, with the ports' weights.  hrnet (with ocr=True): Yuan, Chen, Wang 2020, arXiv 1909.11065, section 4.
-# torchvision: its training reference.
+# torchvision: its training reference.  unet-lext (with auxiliary=True): Panfilov et al. 2019, arXiv 1908.04126.
 DEFAULT_WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "gsn": {"scores": 1.0, "ecm4": 0.4, "ecm3": 0.4, "ecm2": 0.4, "ecm1": 0.4},
     "icnet": {"scores": 0.0, **{f"scores_{stride}": weight for stride, weight in CASCADE.items()}},
     "hrnet": {"scores": 1.0, "regions": 0.4},
     "torchvision-fcn": {"scores": 1.0, "aux": 0.5},
     "torchvision-deeplabv3": {"scores": 1.0, "aux": 0.5},
+    "unet-lext": {"scores": 1.0, "aux": 0.1},
 }
 _MAIN = {"scores": 1.0}
 _AT_STRIDE = re.compile(r"scores_(\d+)")

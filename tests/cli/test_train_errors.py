@@ -155,6 +155,7 @@ def _leaves(section: type[BaseModel], before: str = "") -> dict[str, Any]:
 
 # Settings that go with each other alone.
 COARSE = {"data.scenes.0.coarse": ["z.tif"], "coarse.sources": [{"table": "nlcd"}], "targets": "coarse"}
+ADAPTED = {"adaptation.targets": [{"image": "t.tif"}], "network.start": "s.safetensors", "training.average": 0.9}
 # A value other than the default, for settings where half or twice it, or the opposite, makes no sense.
 OTHER: dict[str, Any] = {
     **{"data.folder": "there", "data.bands": ["red"], "data.resolution": 0.5, "data.class_field": "kind"},
@@ -165,6 +166,8 @@ OTHER: dict[str, Any] = {
     **{"training.schedule": "poly", "training.device": "cpu", "training.precision": "bfloat16"},
     **{"training.keep": "last", "training.logs": "logs", "card": {"limits": "small"}, "weights": "float16"},
     **{"data.scaling": "scene", "damage.iou": [0.6, 0.9], "saliency.shares": [1.0, 1.0, 0.0]},
+    **{"adaptation.method": "outputs", "adaptation.target_bn": "batch_stats", "adaptation.strong.scale": [0.9, 1.1]},
+    **{"adaptation.confidence": 0.8, "adaptation.cut": 0.25, **ADAPTED},
     **COARSE,
     **{"data.scenes": [{"image": "c.tif", "labels": "d.tif"}]},
     **{"data.validation_scenes": [{"image": "c.tif", "labels": "d.tif"}]},
@@ -172,6 +175,7 @@ OTHER: dict[str, Any] = {
 ENTRY = {"data.scenes.0.image": "e.tif", "data.scenes.0.labels": "f.tif"}
 AREA = {"data.scenes.0.train": [0.0, 0.5], "data.scenes.0.validation": "area.gpkg"}
 BESIDE: dict[str, dict[str, Any]] = {name: COARSE for name in ("targets", "coarse.sources")}
+BESIDE |= {name: ADAPTED for name in _leaves(TrainConfig) if name.startswith("adaptation.")}
 SETTINGS = {**_leaves(TrainConfig), **dict.fromkeys((*ENTRY, *AREA))}
 
 

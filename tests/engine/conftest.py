@@ -11,6 +11,7 @@ import pytest
 def two_workers() -> Iterator[str]:
     """The address of a scheduler with two worker processes, those of ``--workers 2``: they take seconds to start."""
     from geoseg.engine.cluster import connected
+    from geoseg.engine.predict import Options
 
-    with connected(workers=2) as (client, _):
-        yield client.scheduler.address
+    with connected(Options(workers=2)) as crew:
+        yield crew.client.scheduler.address
