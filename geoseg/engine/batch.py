@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -190,7 +189,7 @@ class _Batch:
     def _go(self, crew: Crew) -> None:
         """Run the missing scenes, in order but for what fills idle workers."""
         kept = KeepPlugin(uuid.uuid4().hex)
-        crew.client.register_plugin(kept)
+        crew.register(kept)
         # Workers elsewhere leave this machine's cores to the outputs; those here share them.
         cores = (os.cpu_count() or 1) if self._each.options.scheduler else 1
         publishing = threading.BoundedSemaphore(max(1, cores // 2))
@@ -218,9 +217,7 @@ class _Batch:
             for future, entry in futures.items():
                 if not future.cancelled() and future.exception() is None:
                     self._scenes[entry.name] = future.result()
-            if crew.client.status == "running":
-                with contextlib.suppress(Exception):
-                    crew.client.unregister_worker_plugin(kept.name)
+            crew.unregister(kept.name)
 
     def _one(self, entry: Entry, among: Among) -> Record:
         if among.crew.broken is not None:

@@ -54,6 +54,8 @@ _SETTINGS: dict[str, Any] = {
     # A worker that starts again on a busy machine takes a while; the crew knows how long to wait.
     "distributed.deploy.lost-worker-timeout": "1h",
 }
+# What goes wrong is told in one sentence; these would tell it in tracebacks besides.
+_TALKERS = ("distributed", *(f"distributed.{name}" for name in ("client", "core", "nanny", "scheduler", "worker")))
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
 _JOBS: dict[str, Task] = {}
 # Why this process cannot do a job, by its key.
@@ -201,7 +203,7 @@ def connected(options: Options) -> Iterator[Crew]:
         ConfigError: a resource that makes no sense.
     """
     resources = wanted_resources(options)
-    for name in ("distributed", "distributed.worker", "distributed.nanny", "distributed.scheduler", "distributed.core"):
+    for name in _TALKERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
@@ -212,7 +214,10 @@ def connected(options: Options) -> Iterator[Crew]:
         if options.scheduler:
             where = f"the cluster {options.scheduler}"
             refuse_other_versions(client, where)
-            resources = resources_there(client, resources, options, where)
+            try:
+                resources = resources_there(client, resources, options, where)
+            except OSError as error:
+                raise _unreachable(options, error) from error
             crew = Crew(client, where=where, patience_s=options.patience, resources=resources)
         else:
             crew = Crew(client, max(1, options.workers), patience_s=options.patience)

@@ -11,12 +11,18 @@ from functools import partial
 from typing import Any
 
 from distributed import Client, Future
+from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 
 from geoseg.errors import RunError, one_line
 
-# Futures in flight per worker thread: enough that none waits for the client, few enough to cost nothing.
+# Futures in flight per worker thread: enough that none waits for the client, few enough to cost nothing.  Parts that
+# take next to no time go out in larger lots, for so many seconds ahead, since each lot costs the scheduler some work.
 _WINDOW = 2
+_MOST = 64
+_AHEAD_S = 0.25
+# How much the latest part counts in what parts are thought to take.
+_LATEST = 0.1
 # Seconds of silence after which somebody looks whether there are workers, and for which their number is remembered.
 _LOOK_S = 5.0
 _REMEMBERED_S = 1.0
@@ -61,6 +67,8 @@ class Crew:
         self._broken: RunError | None = None
         self._threads, self._counted = 0, -_REMEMBERED_S
         self._seen = self._settled = time.monotonic()
+        # Seconds from one finished part to the next.
+        self._pace = _AHEAD_S
 
     @contextlib.contextmanager
     def stream(self, task: Any, key: str, numbers: Iterator[int], rank: int = 0) -> Iterator[Stream]:
@@ -137,6 +145,29 @@ class Crew:
                 raise self._broken
             self._refill()
 
+    def register(self, plugin: WorkerPlugin) -> None:
+        """Give a plugin to every worker, also to those that come later.
+
+        Raises:
+            RunError: the cluster is gone.
+        """
+        try:
+            self.client.register_plugin(plugin)
+        except Exception as error:  # of several kinds, by the moment at which the scheduler went away
+            raise self._lost() from error
+
+    def unregister(self, name: str) -> None:
+        """Take a plugin back by its name, from a cluster that is still there."""
+        if self.client.status == "running":
+            with contextlib.suppress(Exception):
+                self.client.unregister_worker_plugin(name)
+
+    def _lost(self) -> RunError:
+        return RunError(
+            f"the connection to {self._where} was lost: run the same command again, it goes on from the chunks that "
+            "are done."
+        )
+
     def _deserted(self, seconds: float) -> str:
         wanted = f" with {shown_resources(self.resources)}" if self.resources else ""
         died = " (were they killed for their memory?)" if not self.resources else ""
@@ -159,29 +190,34 @@ class Crew:
         suspected = [each for each in self._streams if each.suspects and each.drained]
         if suspected:
             if not under_way:
-                suspected[0].submit(suspected[0].suspects.pop(0), alone=True)
+                suspected[0].submit([suspected[0].suspects.pop(0)], alone=True)
         elif not any(each.alone for each in self._streams):
-            room = _WINDOW * self.threads - under_way
+            window = self._window()
+            room = window - under_way if under_way <= window // 2 else 0
             for stream in self._streams:
-                while room > 0 and stream.upcoming is not None:
-                    stream.submit(stream.take())
-                    room -= 1
+                numbers = stream.take(room)
+                stream.submit(numbers)
+                room -= len(numbers)
         for stream in self._streams:
             stream.end_if_over()
+
+    def _window(self) -> int:
+        """Return how many parts may be under way."""
+        quick = int(_AHEAD_S / max(self._pace, 1e-6))
+        return max(_WINDOW * self.threads, min(_MOST * self.threads, quick))
 
     def settle(self, stream: Stream, number: int, alone: bool, future: Future) -> None:
         """Take note that a part is finished or has failed; Dask calls this in a thread of its own."""
         with self._lock:
             if stream.pending.pop(number, None) is None:
                 return  # withdrawn
-            self._settled = time.monotonic()
+            now = time.monotonic()
+            self._pace += _LATEST * (now - self._settled - self._pace)
+            self._settled = now
             stream.alone = False
             try:
                 if future.cancelled() and self.client.status != "running":
-                    raise RunError(
-                        f"the connection to {self._where} was lost: run the same command again, it goes on from the "
-                        "chunks that are done."
-                    )
+                    raise self._lost()
                 if not alone and future.status == "error" and isinstance(future.exception(), KilledWorker):
                     stream.suspects.append(number)
                 else:
@@ -231,28 +267,32 @@ class Stream:
         """Whether no part waits to be sent or is under way, suspects apart."""
         return self.upcoming is None and not self.pending
 
-    def take(self) -> int:
-        """Return the next part to be sent."""
-        number, self.upcoming = self.upcoming, next(self._numbers, None)
-        assert number is not None
-        return number
+    def take(self, most: int) -> list[int]:
+        """Return the next parts to be sent, so many at most."""
+        taken: list[int] = []
+        while len(taken) < most and self.upcoming is not None:
+            taken.append(self.upcoming)
+            self.upcoming = next(self._numbers, None)
+        return taken
 
-    def submit(self, number: int, alone: bool = False) -> None:
-        """Send a part to the workers."""
+    def submit(self, numbers: list[int], alone: bool = False) -> None:
+        """Send parts to the workers."""
+        if not numbers:
+            return
         crew = self._crew
         self.alone = alone
-        future = crew.client.submit(
-            self._task,
-            self._key,
-            number,
-            key=f"geoseg-{self._key}-{number}{'-alone' if alone else ''}",
+        futures = crew.client.map(
+            partial(self._task, self._key),
+            numbers,
+            key=[f"geoseg-{self._key}-{number}{'-alone' if alone else ''}" for number in numbers],
             retries=1,
             pure=False,
             priority=-self.rank,
             resources=crew.resources or None,
         )
-        self.pending[number] = future
-        future.add_done_callback(partial(crew.settle, self, number, alone))
+        self.pending.update(zip(numbers, futures, strict=True))
+        for number, future in zip(numbers, futures, strict=True):
+            future.add_done_callback(partial(crew.settle, self, number, alone))
 
     def end_if_over(self) -> None:
         """Tell who iterates that nothing is left."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-from distributed import CancelledError, Client, Future
+from distributed import CancelledError, Future
 from distributed.scheduler import KilledWorker
 
 from geoseg.engine.cluster import JobPlugin, segment_on_worker, stop_local_job
@@ -81,7 +81,7 @@ def run_chunks(
     todo = (number for number in range(len(plan.chunks)) if number not in done)
     if progress:
         progress(stage, tally.settled, tally.chunks)
-    with _job(crew.client, key, plan, crew.processes), crew.stream(segment_on_worker, key, todo, rank) as stream:
+    with _job(crew, key, plan), crew.stream(segment_on_worker, key, todo, rank) as stream:
         try:
             for number, future in stream:
                 try:
@@ -103,15 +103,13 @@ def run_chunks(
 
 
 @contextlib.contextmanager
-def _job(client: Client, key: str, plan: Work, processes: int) -> Iterator[None]:
-    plugin = JobPlugin(key, plan, processes)
-    client.register_plugin(plugin)
+def _job(crew: Crew, key: str, plan: Work) -> Iterator[None]:
+    plugin = JobPlugin(key, plan, crew.processes)
+    crew.register(plugin)
     try:
         yield
     finally:
-        if client.status == "running":
-            with contextlib.suppress(Exception):
-                client.unregister_worker_plugin(plugin.name)
+        crew.unregister(plugin.name)
 
 
 def _note(plan: Work, tally: Tally, number: int, future: Future) -> None:

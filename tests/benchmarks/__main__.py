@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tests.benchmarks import (
+    bench_cluster,
     bench_clustering,
     bench_global_local,
     bench_memory,
@@ -23,6 +24,8 @@ _ALL = {
     "startup": bench_startup.main,
     "overhead": bench_overhead.main,
     "memory": bench_memory.main,
+    "chunks": bench_cluster.many_chunks,
+    "workers": bench_cluster.against_processes,
     "glnet": bench_global_local.main,
     "networks": bench_networks.main,
     "training": bench_training.main,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -79,12 +80,27 @@ def test_every_part_comes_once_and_few_are_under_way(client: Client) -> None:
         assert list(stream) == []
 
 
-def test_what_is_under_way_at_any_time_is_bounded(client: Client) -> None:
+def nap(key: str, number: int) -> None:
+    """Take longer than it takes to hand a part out."""
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize(("task", "parts", "bound"), [(nap, 6, "_WINDOW"), (double, 400, "_MOST")])
+def test_what_is_under_way_at_any_time_is_bounded(client: Client, task: Any, parts: int, bound: str) -> None:
     crew, most = Crew(client), 0
-    with crew.stream(double, "bounded", iter(range(30))) as stream:
+    with crew.stream(task, f"bounded{parts}", iter(range(parts))) as stream:
         for _ in stream:
             most = max(most, len(stream.pending))
-    assert 0 < most <= crew_module._WINDOW
+    assert 0 < most <= getattr(crew_module, bound)
+
+
+def test_quick_parts_go_out_in_lots(client: Client) -> None:
+    crew, lots = Crew(client), []
+    with crew.stream(double, "lots", iter(range(600))) as stream:
+        sent = stream.submit
+        stream.submit = lambda numbers, alone=False: (lots.append(len(numbers)), sent(numbers, alone))[1]  # type: ignore[method-assign]
+        assert sorted(number for number, _ in stream) == list(range(600))
+    assert max(lots) > 4 * crew_module._WINDOW
 
 
 def test_a_lower_rank_goes_first(client: Client) -> None:
