@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import projection
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.scene import Scene
 
 # Edges of an area are cut to this share of its extent before they are warped, for a straight edge need not stay one.
@@ -28,6 +29,7 @@ def read_aoi(path: str | os.PathLike[str], scene: Scene) -> bytes:
     name = os.fspath(path)
     if not os.path.exists(name):
         raise SceneError(f"{name} does not exist: check the path of the area of interest.")
+    refuse_vector_elsewhere(name)
     try:
         frame = geopandas.read_file(name)
     except Exception as error:  # pyogrio raises many kinds; the user needs one sentence

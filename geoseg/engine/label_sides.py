@@ -18,6 +18,7 @@ from geoseg.classes import MAX_CLASSES, Classes
 from geoseg.engine.class_matching import Entry, Table, entries_of
 from geoseg.engine.nearest import Place
 from geoseg.errors import LabelsError, SceneError, one_line
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.source import gdal_environment, is_remote, open_raster, resolve
 from geoseg.vector.labels import LabelRaster, open_labels
 from geoseg.vector.vectorize import distinct_values
@@ -153,6 +154,7 @@ def read_frame(path: str, grid: GeoBox | None = None) -> geopandas.GeoDataFrame:
         margin = 0.05 * max(height, width) + 8
         corners = [(-margin, -margin), (width + margin, -margin), (width + margin, height + margin), (-margin, height)]
         near = geopandas.GeoSeries([shapely.Polygon([grid.affine * xy for xy in corners])], crs=Place.of(grid).crs)
+    refuse_vector_elsewhere(path)
     try:
         if path.lower().endswith(".parquet"):
             frame = geopandas.read_parquet(path)

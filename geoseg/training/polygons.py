@@ -15,6 +15,7 @@ from rasterio.features import rasterize
 
 from geoseg.errors import GeosegWarning, LabelsError, one_line, unknown_name
 from geoseg.geodesy import pixel_size, projection
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.scene import Scene
 from geoseg.source import placeless
 
@@ -109,6 +110,7 @@ def _read(path: str) -> geopandas.GeoDataFrame:
 
     if "://" not in path and not path.startswith("/vsi") and not os.path.exists(path):
         raise LabelsError(f"{path} does not exist: check the path of the polygons.")
+    refuse_vector_elsewhere(path)
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio raises many kinds; the user needs one sentence
