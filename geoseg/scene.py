@@ -369,9 +369,10 @@ def _native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Wa
             raise SceneError(f"{path} has a transform that maps every pixel to one place: georeference it first.")
         return GeoBox(dataset.shape, dataset.transform, CRS(dataset.crs.to_wkt())), None
     if gcps and gcp_crs:
-        transform, width, height = calculate_default_transform(
-            gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
-        )
+        with reading(path, "its ground control points"):
+            transform, width, height = calculate_default_transform(
+                gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
+            )
         return GeoBox((height, width), transform, CRS(gcp_crs.to_wkt())), Warp(None, (1.0, 1.0))
     raise SceneError(f"{path} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… {path}`.")
 

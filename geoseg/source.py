@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio._path import _parse_path
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.env import ensure_env_with_credentials
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from geoseg.errors import SceneError, one_line
 from geoseg.references import FETCHING, FLAG, local_file, refuse_elsewhere
@@ -164,14 +165,14 @@ def _may_refer(path: str) -> bool:
 
 @contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
-    """Turn GDAL's read errors inside the block into one sentence about ``path`` and ``what`` was read.
+    """Turn GDAL's errors inside the block into one sentence about ``path`` and ``what`` was read.
 
     Raises:
         SceneError: GDAL failed to read.
     """
     try:
         yield
-    except RasterioIOError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         cause = one_line(error.__cause__ or error)
         raise SceneError(f"{path} cannot be read at {what} ({cause}): the file may be truncated or damaged.") from error
 

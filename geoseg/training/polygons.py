@@ -15,6 +15,7 @@ from rasterio.features import rasterize
 
 from geoseg.errors import GeosegWarning, LabelsError, one_line, unknown_name
 from geoseg.geodesy import pixel_size, projection
+from geoseg.mending import refuse_tangled
 from geoseg.references import refuse_vector_elsewhere
 from geoseg.scene import Scene
 from geoseg.source import placeless
@@ -142,6 +143,7 @@ def _valid(path: str, shapes: NDArray[Any], repair: bool) -> NDArray[Any]:
             f"{path} has {len(bad)} invalid polygons, the first is feature {bad[0] + 1} "
             f"({shapely.is_valid_reason(shapes[bad[0]])}): mend them, or set data.repair to true."
         )
+    refuse_tangled(path, shapes)
     shapes = shapes.copy()
     for i in bad:
         mended = shapely.make_valid(shapes[i], method="structure", keep_collapsed=False)
