@@ -25,7 +25,8 @@ import click
     show_default=True,
     help="Share of labels that may differ from those of one pass.",
 )
-def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: float) -> None:
+@click.option("--allow-vrt-elsewhere", is_flag=True, help="Let a VRT that you trust refer to files elsewhere.")
+def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: float, allow_vrt_elsewhere: bool) -> None:
     """Show what geoseg sees in a SCENE (grid, ground resolution, bands, nodata) or a MODEL (network, classes, halo).
 
     \b
@@ -37,7 +38,7 @@ def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: floa
     if tiling is not None:
         _tiling(path, tiling, crop, bound, as_json)
         return
-    record = _model(path) if _is_model(path) else _scene(path)
+    record = _model(path) if _is_model(path) else _scene(path, allow_vrt_elsewhere)
     if as_json:
         click.echo(json.dumps(record, indent=2))
         return
@@ -53,10 +54,10 @@ def _is_model(path: str) -> bool:
     return path.lower().endswith(".safetensors") or (path in shipped() and not os.path.exists(path))
 
 
-def _scene(path: str) -> dict[str, Any]:
+def _scene(path: str, elsewhere: bool) -> dict[str, Any]:
     from geoseg.scene import open_scene
 
-    scene = open_scene(path)
+    scene = open_scene(path, elsewhere=elsewhere)
     crs = scene.geobox.crs
     height, width = scene.shape
     across, down = scene.resolution

@@ -155,6 +155,11 @@ _RUN = (
         help="End the run after S seconds without a worker of use; it can be gone on with.",
     ),
     click.option("--allow-holes", is_flag=True, help="Write outputs although chunks failed: no data where they are."),
+    click.option(
+        "--allow-vrt-elsewhere",
+        is_flag=True,
+        help="Let a VRT that you trust refer to files outside of its folder, and a raster to servers.",
+    ),
     click.option("--workdir", type=click.Path(), metavar="DIR", help="Where finished chunks are kept until the end."),
     click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the work folder."),
 )

@@ -148,10 +148,12 @@ def command(
 def _setting(text: str) -> tuple[str, Any]:
     import yaml
 
+    from geoseg.parsing import read_yaml
+
     key, equals, value = text.partition("=")
     if not equals:
         raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--set")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), read_yaml(value)
+    except (yaml.YAMLError, ValueError) as error:
         raise click.BadParameter(f"{value!r} is not a YAML value.", param_hint="--set") from error

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, LabelsError, OutputError, one_line
 from geoseg.normalisation import Normalisation
+from geoseg.parsing import read_json
 
 FORMAT_VERSION = 1
 _HEADER_LIMIT = 100 << 20
@@ -189,13 +190,14 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     name = os.fspath(path)
     header = _header(name)
-    text = (header.pop("__metadata__", None) or {}).get("geoseg")
-    if text is None:
+    about = header.pop("__metadata__", None)
+    text = about.get("geoseg") if isinstance(about, dict) else None
+    if not isinstance(text, str):
         raise BundleError(
             f"{name} holds weights but no geoseg description: it is not a bundle; make one with `geoseg init`."
         )
     try:
-        record = json.loads(text)
+        record = read_json(text)
     except ValueError as error:
         raise BundleError(
             f"{name} has a description that is not JSON ({one_line(error)}): the bundle is damaged."
@@ -266,7 +268,7 @@ def _header(path: str) -> dict[str, Any]:
                 )
             if not fits:
                 raise BundleError(f"{path} is not a safetensors file, or it is cut short: give a geoseg bundle.")
-            header = json.loads(start[8:] + file.read(length - 1))
+            header = read_json(start[8:] + file.read(length - 1))
     except FileNotFoundError as error:
         raise BundleError(f"{path} does not exist: check the path of the model.") from error
     except (OSError, IsADirectoryError) as error:
@@ -275,9 +277,24 @@ def _header(path: str) -> dict[str, Any]:
         if isinstance(error, BundleError):
             raise
         raise BundleError(f"{path} is not a safetensors file: give a geoseg bundle.") from error
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    tensors = [entry for key, entry in header.items() if key != "__metadata__"]
+    if not all(map(_is_tensor, tensors)):
+        raise BundleError(f"{path} has a tensor without a sound type, shape or place: it is damaged; copy it again.")
+    ends = [entry["data_offsets"][1] for entry in tensors]
     if ends and max(ends) + 8 + length != size:
         raise BundleError(
             f"{path} is damaged: it has {size} bytes where {max(ends) + 8 + length} belong; copy it again."
         )
     return dict(header)
+
+
+def _is_tensor(entry: Any) -> bool:
+    """Whether an entry of the header says what a tensor is."""
+    return (
+        isinstance(entry, dict)
+        and all(
+            isinstance(entry.get(key), list) and all(type(n) is int and 0 <= n < 1 << 63 for n in entry[key])
+            for key in ("shape", "data_offsets")
+        )
+        and len(entry["data_offsets"]) == 2
+    )

@@ -83,7 +83,7 @@ def measure(scene: Scene) -> Statistics:
 def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     height, width = scene.shape
     if scene.warp is None and height * width > _OVERVIEW_SIDE**2:
-        with gdal_environment(scene.path), open_raster(scene.path) as dataset:
+        with gdal_environment(scene.path), open_raster(scene.path, elsewhere=scene.elsewhere) as dataset:
             factors = [f for f in dataset.overviews(1) if min(height, width) >= _OVERVIEW_SIDE * f]
             factors = factors or ([dataset.overviews(1)[0]] if dataset.overviews(1) else [])
         if factors:
@@ -104,7 +104,11 @@ def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 def _overview(scene: Scene, factor: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     height, width = scene.shape
     shape = (-(-height // factor), -(-width // factor))
-    with gdal_environment(scene.path), reading(scene.path, "an overview"), open_raster(scene.path) as dataset:
+    with (
+        gdal_environment(scene.path),
+        reading(scene.path, "an overview"),
+        open_raster(scene.path, elsewhere=scene.elsewhere) as dataset,
+    ):
         data = dataset.read(list(scene.bands), out_shape=(len(scene.bands), *shape))
         mask = None
         if scene.alpha is not None:

@@ -70,6 +70,7 @@ class Scene(OpenPerThread):
         alpha: index of the band whose zeros mean "no data", if there is one.
         masked: whether the file carries an internal validity mask.
         warp: None where ``geobox`` is the file's own grid.
+        elsewhere: whether the file may refer to files outside of its folder and to servers.
     """
 
     path: str
@@ -81,6 +82,7 @@ class Scene(OpenPerThread):
     alpha: int | None = None
     masked: bool = False
     warp: Warp | None = None
+    elsewhere: bool = False
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @property
@@ -218,9 +220,12 @@ class Scene(OpenPerThread):
         dataset = getattr(self._open, "dataset", None)
         if dataset is None:
             if self.warp is None:
-                dataset = open_raster(self.path)
+                dataset = open_raster(self.path, elsewhere=self.elsewhere)
             else:
-                dataset = open_warped(self.path, self.geobox, self.warp, self.nodata, has_alpha=self.alpha is not None)
+                has_alpha = self.alpha is not None
+                dataset = open_warped(
+                    self.path, self.geobox, self.warp, self.nodata, has_alpha=has_alpha, elsewhere=self.elsewhere
+                )
             self._open.dataset = dataset
         return dataset
 
@@ -232,7 +237,7 @@ class Scene(OpenPerThread):
         """
         if geobox == self.geobox:
             return self
-        own = open_scene(self.path, bands=self.bands, nodata=_given(self.nodata))
+        own = open_scene(self.path, bands=self.bands, nodata=_given(self.nodata), elsewhere=self.elsewhere)
         if geobox == own.geobox:
             return own
         try:
@@ -242,7 +247,7 @@ class Scene(OpenPerThread):
         ratio = (coarse[0] / fine[0], coarse[1] / fine[1])
         factors: list[int] = []
         if own.warp is None:  # an overview does not carry the control points
-            with gdal_environment(self.path), open_raster(self.path) as dataset:
+            with gdal_environment(self.path), open_raster(self.path, elsewhere=self.elsewhere) as dataset:
                 factors = dataset.overviews(1)
         level = max((i for i, factor in enumerate(factors) if factor <= min(ratio) * 1.001), default=None)
         return replace(own, geobox=geobox, warp=Warp(level, ratio))
@@ -301,6 +306,7 @@ def open_scene(
     nodata: float | None = None,
     resolution: float | None = None,
     crs: str | int | None = None,
+    elsewhere: bool = False,
 ) -> Scene:
     """Open a raster as a scene, on its own grid unless another resolution or CRS is asked for.
 
@@ -310,13 +316,14 @@ def open_scene(
         nodata: the value that means "no data" in every band, in place of what the file says.
         resolution: true ground metres per pixel.
         crs: another CRS (EPSG code or WKT) to warp to.
+        elsewhere: let the file, a VRT perhaps, refer to files outside of its folder and to servers.
 
     Raises:
         SceneError: unreadable or truncated file, no CRS, complex pixels, unknown bands, or a grid that cannot be made.
     """
     name = resolve(path)
-    with gdal_environment(name), open_raster(name) as dataset:
-        scene = _describe(name, dataset, bands, nodata)
+    with gdal_environment(name), open_raster(name, elsewhere=elsewhere) as dataset:
+        scene = replace(_describe(name, dataset, bands, nodata), elsewhere=elsewhere)
         refuse_truncated(dataset)
     if crs is not None:
         scene = scene.on_grid(_grid_in(scene, crs))
@@ -362,9 +369,10 @@ def _native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Wa
             raise SceneError(f"{path} has a transform that maps every pixel to one place: georeference it first.")
         return GeoBox(dataset.shape, dataset.transform, CRS(dataset.crs.to_wkt())), None
     if gcps and gcp_crs:
-        transform, width, height = calculate_default_transform(
-            gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
-        )
+        with reading(path, "its ground control points"):
+            transform, width, height = calculate_default_transform(
+                gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
+            )
         return GeoBox((height, width), transform, CRS(gcp_crs.to_wkt())), Warp(None, (1.0, 1.0))
     raise SceneError(f"{path} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… {path}`.")
 

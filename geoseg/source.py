@@ -8,18 +8,24 @@ import urllib.parse
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio._path import _parse_path
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.env import ensure_env_with_credentials
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from geoseg.errors import SceneError, one_line
+from geoseg.references import FETCHING, FLAG, local_file, refuse_elsewhere
 
 # GDAL's block cache is 5 % of the memory by default, so it would grow with the machine; this serves a row of tiles.
 # GDAL itself takes small numbers for megabytes, rasterio all numbers for bytes.
-_GDAL = {"GDAL_CACHEMAX": 128 << 20, "GDAL_NUM_THREADS": "1"}
+# No file makes GDAL run Python.
+_GDAL = {"GDAL_CACHEMAX": 128 << 20, "GDAL_NUM_THREADS": "1", "GDAL_VRT_ENABLE_PYTHON": "NO"}
 # For remote reads: no listing of the folder, merged range requests, patience with a busy server but not for ever.
 _GDAL_REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -91,25 +97,35 @@ def placeless() -> Iterator[None]:
         yield
 
 
-def open_raster(path: str, **options: Any) -> rasterio.DatasetReader:
+def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> rasterio.DatasetReader:
     """Open ``path`` for reading.
 
+    Args:
+        path: a file, a URL, or another GDAL name.
+        elsewhere: whether the file may refer to files outside of its folder and to servers.
+        options: of GDAL's driver.
+
     Raises:
-        SceneError: missing, unreadable, not a raster, or a container of several rasters.
+        SceneError: missing, unreadable, not a raster, a container of several rasters, or one that refers elsewhere.
     """
     if not is_remote(path) and not path.startswith("/vsi") and "://" not in path and not _is_subdataset(path):
         if not os.path.exists(path):
             raise SceneError(f"{path} does not exist: check the path.")
         if not os.access(path, os.R_OK):
             raise SceneError(f"{path} cannot be read: check its permissions.")
+    drivers = None if elsewhere else _trusted(path)
     try:
         with placeless():
-            dataset = rasterio.open(path, **options)
-    except RasterioIOError as error:
+            dataset = _open(path, drivers, **options)
+    except (RasterioIOError, UnicodeError) as error:
+        hint = f", or trust it with {FLAG}" if _may_refer(path) and not elsewhere else ""
         raise SceneError(
             f"{path} is not a raster that GDAL can open ({one_line(error)}): "
-            "give a GeoTIFF or another georeferenced raster."
+            f"give a GeoTIFF or another georeferenced raster{hint}."
         ) from error
+    if not elsewhere and (dataset.tags(ns="OVERVIEWS") or dataset.tags(ns="GEOLOCATION").get("X_DATASET")):
+        dataset.close()
+        raise SceneError(f"{path} keeps overviews or coordinates in another file: where you trust it pass {FLAG}.")
     if dataset.count == 0:
         parts = dataset.subdatasets
         dataset.close()
@@ -118,16 +134,45 @@ def open_raster(path: str, **options: Any) -> rasterio.DatasetReader:
     return dataset
 
 
+@ensure_env_with_credentials
+def _open(path: str, drivers: list[str] | None, **options: Any) -> rasterio.DatasetReader:
+    """Open ``path`` as ``rasterio.open`` does, which takes one driver only."""
+    return rasterio.DatasetReader(_parse_path(path), driver=drivers, **options)
+
+
+def _trusted(path: str) -> list[str]:
+    """Return the drivers that may open ``path``, having looked at what it refers to.
+
+    Raises:
+        SceneError: it refers elsewhere.
+    """
+    file = local_file(path)
+    if file is not None:
+        refuse_elsewhere(str(file))
+    # A VRT that is no plain file is not looked into, and a server could show another one the next time.
+    return list(_drivers(vrt=file is not None))
+
+
+@lru_cache(maxsize=2)
+def _drivers(*, vrt: bool) -> tuple[str, ...]:
+    with rasterio.Env() as env:
+        return tuple(name for name in env.drivers() if name not in FETCHING and (vrt or name != "VRT"))
+
+
+def _may_refer(path: str) -> bool:
+    return path.lower().endswith((".vrt", ".xml", ".json", ".mrf", ".kmz", ".kml")) or _is_subdataset(path)
+
+
 @contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
-    """Turn GDAL's read errors inside the block into one sentence about ``path`` and ``what`` was read.
+    """Turn GDAL's errors inside the block into one sentence about ``path`` and ``what`` was read.
 
     Raises:
         SceneError: GDAL failed to read.
     """
     try:
         yield
-    except RasterioIOError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         cause = one_line(error.__cause__ or error)
         raise SceneError(f"{path} cannot be read at {what} ({cause}): the file may be truncated or damaged.") from error
 

@@ -26,7 +26,15 @@ class Warp:
     ratio: tuple[float, float]
 
 
-def open_warped(path: str, geobox: GeoBox, warp: Warp, nodata: Sequence[float | None], *, has_alpha: bool) -> WarpedVRT:
+def open_warped(
+    path: str,
+    geobox: GeoBox,
+    warp: Warp,
+    nodata: Sequence[float | None],
+    *,
+    has_alpha: bool,
+    elsewhere: bool = False,
+) -> WarpedVRT:
     """Open ``path`` as if it lay on the grid ``geobox``, read bilinearly (averaging where that is coarser).
 
     Where no nodata value and no alpha band tells which pixels hold data, a last band does (0: none).
@@ -34,10 +42,10 @@ def open_warped(path: str, geobox: GeoBox, warp: Warp, nodata: Sequence[float | 
     Raises:
         SceneError: the file cannot be opened.
     """
-    source = open_raster(path)
+    source = open_raster(path, elsewhere=elsewhere)
     factor = 1.0
     if warp.overview_level is not None:
-        overview = open_raster(path, OVERVIEW_LEVEL=warp.overview_level)
+        overview = open_raster(path, elsewhere=elsewhere, OVERVIEW_LEVEL=warp.overview_level)
         factor = source.width / overview.width
         source.close()
         source = overview

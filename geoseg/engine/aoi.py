@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import projection
+from geoseg.mending import refuse_tangled
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.scene import Scene
 
 # Edges of an area are cut to this share of its extent before they are warped, for a straight edge need not stay one.
@@ -28,6 +30,7 @@ def read_aoi(path: str | os.PathLike[str], scene: Scene) -> bytes:
     name = os.fspath(path)
     if not os.path.exists(name):
         raise SceneError(f"{name} does not exist: check the path of the area of interest.")
+    refuse_vector_elsewhere(name)
     try:
         frame = geopandas.read_file(name)
     except Exception as error:  # pyogrio raises many kinds; the user needs one sentence
@@ -40,11 +43,13 @@ def read_aoi(path: str | os.PathLike[str], scene: Scene) -> bytes:
         raise SceneError(f"{name} holds no polygon: an area of interest is made of polygons.")
     if frame.crs is None:
         raise SceneError(f"{name} has no CRS: assign one, so that it can be laid over the scene.")
+    refuse_tangled(name, shapes)
     area = shapely.union_all(shapely.make_valid(shapes))
     west, south, east, north = shapely.bounds(area)
     area = shapely.segmentize(area, max(east - west, north - south) * _EDGE_SHARE)
     turn = pyproj.Transformer.from_crs(frame.crs, projection(scene.geobox), always_xy=True)
     area = shapely.transform(area, lambda xy: _columns(turn, xy))
+    refuse_tangled(name, np.array([area]))
     area = shapely.make_valid(area)
     if not shapely.intersects(area, footprint(scene)):
         raise SceneError(f"{name} does not meet the scene {scene.path}: give an area that overlaps it.")

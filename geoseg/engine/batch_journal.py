@@ -16,10 +16,11 @@ import cloudpickle
 from geoseg import __version__
 from geoseg.engine.plan import Recipe
 from geoseg.engine.store import held, write_atomically
-from geoseg.errors import OutputError, RunError, one_line
+from geoseg.errors import OutputError, RunError, SceneError, one_line
 from geoseg.outputs.batch_report import NAMES
 from geoseg.outputs.stac import COLLECTION
 from geoseg.outputs.staging import writing
+from geoseg.references import parts
 
 if TYPE_CHECKING:
     from geoseg.engine.predict import Options
@@ -33,7 +34,7 @@ REPORTS = (*NAMES, COLLECTION)
 _STATE = ".geoseg"
 # What decides how a run is done, not what comes out.
 _IDLE = {
-    *("workers", "scheduler", "resource", "patience", "allow_holes", "batch", "device"),
+    *("workers", "scheduler", "resource", "patience", "allow_holes", "allow_vrt_elsewhere", "batch", "device"),
     *("workdir", "fresh", "overwrite"),
 }
 
@@ -109,8 +110,15 @@ def recipe_digest(options: Options, method: Recipe | Segmenter, suffix: str, lay
 
 
 def source_stamp(entry: Entry) -> list[int]:
-    """Return what changes when a local scene does: size and time of change; nothing for one elsewhere."""
-    return _stamp(entry.source)
+    """Return what changes when a local scene or a part of it does: sizes and times; nothing for one elsewhere."""
+    stamp = _stamp(entry.source)
+    # A VRT that leads elsewhere has no parts to be told here: it fails, or the user vouches for it.
+    with contextlib.suppress(SceneError, OSError):
+        made_of = [(path, _stamp(path)) for path in parts(entry.source)] if stamp else []
+        if made_of:
+            # A mosaic may have a million parts: one number stands for all.
+            stamp.append(int.from_bytes(hashlib.sha256(repr(made_of).encode()).digest()[:6]))
+    return stamp
 
 
 def _stamp(path: str) -> list[int]:

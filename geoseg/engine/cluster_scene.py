@@ -70,7 +70,11 @@ def cluster(
     if save_model is not None:
         check_place(save_model, options.overwrite)
     called = () if names is None else read_value_items(names)
-    own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
+    own = (
+        scene
+        if isinstance(scene, Scene)
+        else open_scene(scene, bands=options.bands, nodata=options.nodata, elsewhere=options.allow_vrt_elsewhere)
+    )
     if save_model is not None and is_same_file(save_model, own.path):
         raise OutputError(f"{save_model} is the scene itself: give the model another name.")
     segmenter = segmenter_for(
@@ -82,7 +86,9 @@ def cluster(
         progress=None if progress is None else lambda done, total: progress("fitting", done, total),
     )
     opened = [
-        each if isinstance(each, Scene) else open_scene(each, bands=options.bands, nodata=options.nodata)
+        each
+        if isinstance(each, Scene)
+        else open_scene(each, bands=options.bands, nodata=options.nodata, elsewhere=options.allow_vrt_elsewhere)
         for each in references
     ]
     segmenter.references = tuple(at_model_resolution(each, segmenter.spec, options)[0] for each in opened)

@@ -18,6 +18,8 @@ from geoseg.classes import MAX_CLASSES, Classes
 from geoseg.engine.class_matching import Entry, Table, entries_of
 from geoseg.engine.nearest import Place
 from geoseg.errors import LabelsError, SceneError, one_line
+from geoseg.mending import refuse_tangled
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.source import gdal_environment, is_remote, open_raster, resolve
 from geoseg.vector.labels import LabelRaster, open_labels
 from geoseg.vector.vectorize import distinct_values
@@ -33,6 +35,8 @@ NO_CLASS: Hashable = ("no class",)
 _BLOCK = 2048
 # Edges of polygons are cut to this many pixels before they are warped, for a straight edge need not stay one.
 _EDGE_PX = 64.0
+# Edges are cut at each step of that many pixels: so many vertices take a gigabyte.
+_MOST_VERTICES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def read_frame(path: str, grid: GeoBox | None = None) -> geopandas.GeoDataFrame:
         margin = 0.05 * max(height, width) + 8
         corners = [(-margin, -margin), (width + margin, -margin), (width + margin, height + margin), (-margin, height)]
         near = geopandas.GeoSeries([shapely.Polygon([grid.affine * xy for xy in corners])], crs=Place.of(grid).crs)
+    refuse_vector_elsewhere(path)
     try:
         if path.lower().endswith(".parquet"):
             frame = geopandas.read_parquet(path)
@@ -194,7 +199,8 @@ def polygons_on_grid(
     if len(shapes) and not kept.any():
         raise SceneError(f"{path} holds no polygon: only polygons can be compared.")
     place = Place.of(grid)
-    placed = _in_pixels(_valid(shapes[kept]), frame.crs, place)
+    refuse_tangled(path, shapes[kept])
+    placed = _in_pixels(path, _valid(shapes[kept]), frame.crs, place)
     height, width = place.shape
     meets = shapely.intersects(placed, shapely.box(0, 0, width, height)) & (shapely.area(placed) > 0)
     if len(placed) and not meets.any():
@@ -203,7 +209,7 @@ def polygons_on_grid(
     return placed[meets], kept
 
 
-def _in_pixels(shapes: NDArray[np.object_], crs: Any, place: Place) -> NDArray[np.object_]:
+def _in_pixels(path: str, shapes: NDArray[np.object_], crs: Any, place: Place) -> NDArray[np.object_]:
     """Return polygons in the pixel coordinates of a grid."""
     back = ~place.affine
     own = pyproj.CRS.from_user_input(crs)
@@ -221,6 +227,8 @@ def _in_pixels(shapes: NDArray[np.object_], crs: Any, place: Place) -> NDArray[n
     west, south, east, north = turn.transform_bounds(min(x), min(y), max(x), max(y), direction="INVERSE")
     step = max(abs(east - west) / width, abs(north - south) / height) * _EDGE_PX
     if np.isfinite(step) and step > 0:
+        if not shapely.length(shapes).sum() / step < _MOST_VERTICES:
+            raise SceneError(f"{path} has outlines too long for the pixels of the other side: cut it to the place.")
         shapes = shapely.segmentize(shapes, step)
     return _valid(shapely.transform(shapes, placed))
 

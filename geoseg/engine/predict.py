@@ -61,6 +61,7 @@ class Options:
         resource: what each chunk takes of a worker of that cluster, as ``NAME=AMOUNT``.
         patience: seconds without such a worker after which the run ends, to be gone on with later.
         allow_holes: write outputs although chunks failed: no data where they are.
+        allow_vrt_elsewhere: let VRTs refer to files outside of their folder, to servers, and to raw files.
         workdir: folder of the chunk store; by default a hidden one beside the output, removed at the end.
         fresh: throw away what the work folder holds.
         overwrite: replace existing outputs.
@@ -100,6 +101,7 @@ class Options:
     resource: str | None = None
     patience: float = 120.0
     allow_holes: bool = False
+    allow_vrt_elsewhere: bool = False
     workdir: str | None = None
     fresh: bool = False
     overwrite: bool = False
@@ -160,7 +162,11 @@ def make_plan(
     spec = segmenter.spec
     if spec.needs_prior and labels is None:
         raise ConfigError("this model refines labels and was given none: use `geoseg refine`.")
-    own = scene if isinstance(scene, Scene) else open_scene(scene, bands=options.bands, nodata=options.nodata)
+    own = (
+        scene
+        if isinstance(scene, Scene)
+        else open_scene(scene, bands=options.bands, nodata=options.nodata, elsewhere=options.allow_vrt_elsewhere)
+    )
     own = with_bands_of(own, spec, options)
     outputs.check_scene(own)
     for name, path in (("confidence", options.confidence), ("uncertainty", options.uncertainty)):

@@ -14,6 +14,7 @@ from geoseg.engine.aoi import footprint
 from geoseg.engine.burnt import BurntPolygons
 from geoseg.errors import LabelsError, one_line, unknown_name
 from geoseg.geodesy import projection
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.scene import Scene
 from geoseg.segmenters.scribbles import MOST_SCRIBBLED, Scribbles
 
@@ -56,6 +57,7 @@ class ScribbleFile:
 
         if "://" not in self.path and not os.path.exists(self.path):
             raise LabelsError(f"{self.path} does not exist: check the path of the scribbles.")
+        refuse_vector_elsewhere(self.path)
         try:
             frame = geopandas.read_file(self.path)
         except Exception as error:  # pyogrio raises many kinds; the user needs one sentence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from geoseg.errors import SceneError, one_line
 from geoseg.fetching import text_at, without_secrets
+from geoseg.parsing import read_json
 from geoseg.source import is_remote
 
 _MOST_PAGES = 10_000
@@ -105,7 +105,7 @@ def _links(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _read(place: str) -> dict[str, Any]:
     try:
-        record = json.loads(text_at(place))
+        record = read_json(text_at(place))
     except ValueError as error:
         if isinstance(error, SceneError):
             raise

@@ -27,6 +27,7 @@ from geoseg.outputs.qgis import (
     write_uncertainty_style,
 )
 from geoseg.outputs.staging import staged, writing
+from geoseg.parsing import read_json
 
 # Outside 0 to 1, exact in float32 and equal to itself: every reader can mask it, which NaN cannot claim.
 CONFIDENCE_NODATA = -1.0
@@ -166,7 +167,7 @@ def read_classes(path: str | os.PathLike[str]) -> Classes | None:
     nodata = int(nodata) if whole else Classes.nodata
     if tag is not None:
         try:
-            return Classes(Classes.from_dicts(json.loads(tag)).items, nodata)
+            return Classes(Classes.from_dicts(read_json(tag)).items, nodata)
         except (ValueError, TypeError, AttributeError) as error:
             raise LabelsError(f"{path} has a damaged {CLASSES_TAG} tag ({error}): write the raster again.") from error
     names = read_category_names(path)

@@ -6,13 +6,13 @@ Metadata are those that GeoDeep and the QGIS plugin Deepness agree on: keys in `
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from geoseg.errors import BundleError, one_line
+from geoseg.parsing import read_json
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -245,7 +245,7 @@ def _value(metadata: Mapping[str, str], key: str, path: str) -> Any:
         return None
     if len(text) > _LARGEST_METADATA:
         raise BundleError(f"{path} has {len(text)} characters under {key} of its metadata: that is no description.")
-    for read in (json.loads, ast.literal_eval):
+    for read in (read_json, ast.literal_eval):
         try:
             return read(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

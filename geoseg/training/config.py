@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
+from geoseg.parsing import MOST_YAML_BYTES, read_yaml
 from geoseg.training.adaptation_config import AdaptationConfig
 from geoseg.training.coarse_config import CoarseConfig
 from geoseg.training.variation_config import (
@@ -89,6 +90,7 @@ class DataConfig(Section):
         ignore: values of it, or of a label raster, that stand for "not known" (255 and nodata always do).
         all_touched: a polygon takes every pixel it touches, not those alone whose centre it holds.
         repair: mend invalid polygons instead of refusing them.
+        allow_vrt_elsewhere: let images that are VRTs refer to files outside of their folder, and to servers.
         border_m: where two polygons come nearer than this, the pixels between are a border; 0 for none.
         border_class: the class of such borders; None leaves them out of the loss.
         scaling: ``model`` scales the bands of all scenes alike, as measured on those that are trained on; ``scene``
@@ -106,6 +108,7 @@ class DataConfig(Section):
     ignore: list[int | str] = Field(default_factory=list)
     all_touched: bool = False
     repair: bool = False
+    allow_vrt_elsewhere: bool = False
     border_m: float = Field(default=0.0, ge=0)
     border_class: str | None = None
     scaling: Literal["model", "scene"] = "model"
@@ -311,11 +314,15 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     name = os.fspath(path)
     try:
-        given = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        if Path(name).stat().st_size > MOST_YAML_BYTES:
+            raise ConfigError(f"{name} is longer than {MOST_YAML_BYTES >> 20} MiB: no settings are.")
+        given = read_yaml(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} cannot be read ({one_line(error)}): give a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {one_line(error)}.") from error
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{name} is not YAML that can be read: {one_line(error)}.") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{name} holds no settings: give a mapping with at least `data`.")
     data = given.get("data")

@@ -15,6 +15,8 @@ from rasterio.features import rasterize
 
 from geoseg.errors import GeosegWarning, LabelsError, one_line, unknown_name
 from geoseg.geodesy import pixel_size, projection
+from geoseg.mending import refuse_tangled
+from geoseg.references import refuse_vector_elsewhere
 from geoseg.scene import Scene
 from geoseg.source import placeless
 
@@ -109,6 +111,7 @@ def _read(path: str) -> geopandas.GeoDataFrame:
 
     if "://" not in path and not path.startswith("/vsi") and not os.path.exists(path):
         raise LabelsError(f"{path} does not exist: check the path of the polygons.")
+    refuse_vector_elsewhere(path)
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio raises many kinds; the user needs one sentence
@@ -140,6 +143,7 @@ def _valid(path: str, shapes: NDArray[Any], repair: bool) -> NDArray[Any]:
             f"{path} has {len(bad)} invalid polygons, the first is feature {bad[0] + 1} "
             f"({shapely.is_valid_reason(shapes[bad[0]])}): mend them, or set data.repair to true."
         )
+    refuse_tangled(path, shapes)
     shapes = shapes.copy()
     for i in bad:
         mended = shapely.make_valid(shapes[i], method="structure", keep_collapsed=False)

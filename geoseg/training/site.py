@@ -117,7 +117,9 @@ class Site:
         with gdal_environment(self.native.path), reading(self.native.path, "a patch"):
             if source is None:
                 options = {} if warp.overview_level is None else {"OVERVIEW_LEVEL": warp.overview_level}
-                source = opened[warp.overview_level] = open_raster(self.native.path, **options)
+                source = opened[warp.overview_level] = open_raster(
+                    self.native.path, elsewhere=self.native.elsewhere, **options
+                )
             factor = 1.0 if warp.overview_level is None else self.overviews[warp.overview_level]
             value = next((v for v in self.native.nodata if v is not None), None)
             # Not asked for validity, GDAL warps several times faster; where nothing is nodata, the outline says it.
@@ -209,7 +211,7 @@ def open_targets(config: TrainConfig, source: Site) -> tuple[list[Site], list[Si
 
 
 def _open(config: TrainConfig, entry: SceneConfig | TargetConfig, metres: float | None) -> tuple[Scene, Scene]:
-    native = open_scene(config.path(entry.image), bands=config.data.bands)
+    native = open_scene(config.path(entry.image), bands=config.data.bands, elsewhere=config.data.allow_vrt_elsewhere)
     return native, native if metres is None else native.at_resolution(metres)
 
 
@@ -220,7 +222,7 @@ def _labels(config: TrainConfig, entry: SceneConfig, scene: Scene) -> Labels:
 def _maker(native: Scene, scene: Scene, labels: Labels) -> Callable[[Any], Site]:
     factors: tuple[int, ...] = ()
     if native.warp is None:  # an overview does not carry the control points
-        with gdal_environment(native.path), open_raster(native.path) as dataset:
+        with gdal_environment(native.path), open_raster(native.path, elsewhere=native.elsewhere) as dataset:
             factors = tuple(dataset.overviews(1))
 
     def make(area: Any) -> Site:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from geoseg.classes import Classes, LabelClass, default_color
 from geoseg.errors import LabelsError, one_line
+from geoseg.parsing import read_json
 
 
 def read_value_names(path: str | os.PathLike[str], nodata: int | None = None) -> Classes:
@@ -99,7 +99,7 @@ def _csv_records(path: Path, text: str) -> list[tuple[str, str, object, object]]
 def _json_records(path: Path, text: str) -> list[tuple[str, str, object, object]]:
     try:
         # Pairs rather than a dict, in which the last of two equal keys would win without a word.
-        pairs: Any = json.loads(text, object_pairs_hook=_Pairs)
+        pairs: Any = read_json(text, _Pairs)
     except ValueError as error:
         raise LabelsError(f"{path} is not JSON ({one_line(error)}): write {{value: name}}.") from error
     if not isinstance(pairs, _Pairs):
