@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from distributed import Client, Future
+from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 
@@ -144,6 +145,18 @@ class Crew:
             if self._broken is not None:
                 raise self._broken
             self._refill()
+
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[None]:
+        """Turn what Dask says inside the block when the scheduler goes away into one sentence.
+
+        Raises:
+            RunError: it went away.
+        """
+        try:
+            yield
+        except CommClosedError as error:
+            raise self._lost() from error
 
     def register(self, plugin: WorkerPlugin) -> None:
         """Give a plugin to every worker, also to those that come later.

@@ -81,7 +81,7 @@ def run_chunks(
     todo = (number for number in range(len(plan.chunks)) if number not in done)
     if progress:
         progress(stage, tally.settled, tally.chunks)
-    with _job(crew, key, plan), crew.stream(segment_on_worker, key, todo, rank) as stream:
+    with _job(crew, key, plan), crew.reached(), crew.stream(segment_on_worker, key, todo, rank) as stream:
         try:
             for number, future in stream:
                 try:
