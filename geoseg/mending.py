@@ -30,8 +30,8 @@ def refuse_tangled(path: str, shapes: NDArray[Any]) -> None:
     for number in np.flatnonzero(~shapely.is_valid(shapes) & ~shapely.is_missing(shapes)):
         if not np.isfinite(shapely.get_coordinates(shapes[number])).all():
             raise SceneError(
-                f"{path} has a polygon (feature {number + 1}) with coordinates that are no finite numbers, or lie where "
-                "the other CRS is not defined: mend it or leave it out."
+                f"{path} has a polygon (feature {number + 1}) with coordinates that are no finite numbers, or lie "
+                "where the other CRS is not defined: mend it or leave it out."
             )
         # One of few vertices can be mended however it crosses itself.
         if shapely.get_num_coordinates(shapes[number]) ** 2 > _MOST_CROSSINGS and _tangled(shapes[number]):

@@ -33,15 +33,17 @@ def items_of(place: str) -> Iterator[tuple[dict[str, Any], str]]:
         seen.add(page)
         record = _read(page)
         features = [record] if record.get("type") == "Feature" else record.get("features")
-        if not isinstance(features, list) or not all(
-            isinstance(item, dict) and isinstance(item.get("assets"), dict) for item in features
-        ):
+        if not isinstance(features, list) or not all(map(_is_item, features)):
             raise SceneError(
                 f"{without_secrets(page)} is no STAC item collection: give a FeatureCollection of items with assets."
             )
         for item in features:
             yield item, page
         page = _next(record, page)
+
+
+def _is_item(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("assets"), dict)
 
 
 def scene_of(item: dict[str, Any], base: str, asset: str | None) -> tuple[str, str | None]:

@@ -20,7 +20,7 @@ from tests.conftest import write_raster
 from tests.hostile import mutations
 
 SEED = os.environ.get("GEOSEG_FUZZ_SEED", "1")
-_CASES, _FEW = 1000, 60
+_CASES, _FEW = 1000, 38
 _MOST_SECONDS = 10
 _IMPORTS = 50
 _MOST_BYTES = 2 << 30
