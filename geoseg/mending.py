@@ -18,7 +18,7 @@ _AT_ONCE = 256
 
 
 def refuse_tangled(path: str, shapes: NDArray[Any]) -> None:
-    """Refuse invalid polygons whose edges meet each other so often that mending them would not end.
+    """Refuse invalid polygons that are not finite, or meet themselves so often that mending would not end.
 
     Args:
         path: of the file, for the message.
@@ -28,6 +28,11 @@ def refuse_tangled(path: str, shapes: NDArray[Any]) -> None:
         SceneError: there is such a polygon.
     """
     for number in np.flatnonzero(~shapely.is_valid(shapes) & ~shapely.is_missing(shapes)):
+        if not np.isfinite(shapely.get_coordinates(shapes[number])).all():
+            raise SceneError(
+                f"{path} has a polygon (feature {number + 1}) with coordinates that are no finite numbers, or lie "
+                "where the other CRS is not defined: mend it or leave it out."
+            )
         # One of few vertices can be mended however it crosses itself.
         if shapely.get_num_coordinates(shapes[number]) ** 2 > _MOST_CROSSINGS and _tangled(shapes[number]):
             raise SceneError(

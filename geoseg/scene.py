@@ -323,7 +323,8 @@ def open_scene(
     """
     name = resolve(path)
     with gdal_environment(name), open_raster(name, elsewhere=elsewhere) as dataset:
-        scene = replace(_describe(name, dataset, bands, nodata), elsewhere=elsewhere)
+        with reading(name, "its description"):
+            scene = replace(_describe(name, dataset, bands, nodata), elsewhere=elsewhere)
         refuse_truncated(dataset)
     if crs is not None:
         scene = scene.on_grid(_grid_in(scene, crs))

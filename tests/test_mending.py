@@ -24,6 +24,11 @@ def test_a_scribble_of_five_thousand_vertices_across_itself_is_refused():
         refuse_tangled("a.gpkg", np.array([shapely.Polygon(rng.random((5000, 2)))]))
 
 
+def test_what_is_not_finite_is_refused():
+    with pytest.raises(SceneError, match="no finite numbers"):
+        refuse_tangled("a.gpkg", np.array([shapely.Polygon([(0, 0), (np.inf, 0), (1, 1)])]))
+
+
 def test_what_is_valid_or_wrong_in_one_place_passes():
     angle = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
     circle = np.column_stack([np.cos(angle), np.sin(angle)])

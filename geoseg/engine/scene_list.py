@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from geoseg.engine.stac_items import items_of, scene_of
-from geoseg.errors import SceneError
+from geoseg.errors import SceneError, one_line
 from geoseg.fetching import text_at, without_secrets
 from geoseg.source import is_remote, resolve
 
@@ -76,7 +76,13 @@ def list_scenes(
     """
     found: dict[str, Entry] = {}
     for text in (os.fspath(each) for each in given):
-        entries = list(_entries(text, asset))
+        try:
+            entries = list(_entries(text, asset))
+        except SceneError:
+            raise
+        except (ValueError, OSError, csv.Error) as error:
+            # An address that is none, or a name with signs that no file has.
+            raise SceneError(f"{text} names what cannot be read ({one_line(error)}): correct it.") from error
         if not entries:
             raise SceneError(f"{text} names no scene: give rasters, a glob, a folder, a list, or STAC items.")
         for entry in entries:

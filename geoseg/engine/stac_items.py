@@ -33,13 +33,17 @@ def items_of(place: str) -> Iterator[tuple[dict[str, Any], str]]:
         seen.add(page)
         record = _read(page)
         features = [record] if record.get("type") == "Feature" else record.get("features")
-        if not isinstance(features, list) or not all(isinstance(item, dict) and "assets" in item for item in features):
+        if not isinstance(features, list) or not all(map(_is_item, features)):
             raise SceneError(
                 f"{without_secrets(page)} is no STAC item collection: give a FeatureCollection of items with assets."
             )
         for item in features:
             yield item, page
         page = _next(record, page)
+
+
+def _is_item(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("assets"), dict)
 
 
 def scene_of(item: dict[str, Any], base: str, asset: str | None) -> tuple[str, str | None]:
@@ -69,7 +73,8 @@ def scene_of(item: dict[str, Any], base: str, asset: str | None) -> tuple[str, s
 
 
 def _is_raster(asset: dict[str, Any]) -> bool:
-    if _NO_SCENE & set(asset.get("roles") or ()):
+    roles = asset.get("roles")
+    if isinstance(roles, list) and any(role in roles for role in _NO_SCENE):
         return False
     kind = str(asset.get("type") or "")
     if kind:
@@ -100,7 +105,8 @@ def _next(record: dict[str, Any], page: str) -> str | None:
 
 
 def _links(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [link for link in record.get("links") or () if isinstance(link, dict)]
+    links = record.get("links")
+    return [link for link in links if isinstance(link, dict)] if isinstance(links, list) else []
 
 
 def _read(place: str) -> dict[str, Any]:

@@ -193,7 +193,12 @@ def _rows(path: str) -> list[dict[str, Any]]:
             f"{path} cannot be read as a table of coarse classes ({one_line(error)}): give a CSV file, or one of "
             f"{', '.join(SHIPPED)}."
         ) from error
-    rows = list(csv.DictReader(text.splitlines()))
+    try:
+        rows = list(csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise LabelsError(f"{path} is not CSV ({one_line(error)}): write it again.") from error
+    if any(None in row for row in rows):
+        raise LabelsError(f"{path} has a row with more cells than its head: correct it.")
     if not rows:
         raise LabelsError(f"{path} holds no coarse class: give a CSV file with a head and one row for each class.")
     return rows
