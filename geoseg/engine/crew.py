@@ -156,7 +156,8 @@ class Crew:
         try:
             yield
         except CommClosedError as error:
-            raise self._lost() from error
+            self.close(lost := self._lost())
+            raise lost from error
 
     def register(self, plugin: WorkerPlugin) -> None:
         """Give a plugin to every worker, also to those that come later.
@@ -167,7 +168,8 @@ class Crew:
         try:
             self.client.register_plugin(plugin)
         except Exception as error:  # of several kinds, by the moment at which the scheduler went away
-            raise self._lost() from error
+            self.close(lost := self._lost())
+            raise lost from error
 
     def unregister(self, name: str) -> None:
         """Take a plugin back by its name, from a cluster that is still there."""
