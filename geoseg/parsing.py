@@ -57,6 +57,17 @@ def read_yaml(text: str) -> Any:
     return found
 
 
+def read_yaml_file(path: str) -> Any:
+    """Return what :func:`read_yaml` makes of a file (UTF-8), of which no more is read than it takes.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read, or is no text.
+        ValueError, yaml.YAMLError: as there.
+    """
+    with open(path, encoding="utf-8") as file:
+        return read_yaml(file.read(MOST_YAML_BYTES + 1))
+
+
 def _count(value: Any) -> None:
     """Refuse what holds too many values or itself."""
     count, stack = 0, [(value, 0)]

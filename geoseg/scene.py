@@ -222,10 +222,8 @@ class Scene(OpenPerThread):
             if self.warp is None:
                 dataset = open_raster(self.path, elsewhere=self.elsewhere)
             else:
-                has_alpha = self.alpha is not None
-                dataset = open_warped(
-                    self.path, self.geobox, self.warp, self.nodata, has_alpha=has_alpha, elsewhere=self.elsewhere
-                )
+                how = {"has_alpha": self.alpha is not None, "elsewhere": self.elsewhere}
+                dataset = open_warped(self.path, self.geobox, self.warp, self.nodata, **how)
             self._open.dataset = dataset
         return dataset
 
@@ -322,12 +320,10 @@ def open_scene(
         SceneError: unreadable or truncated file, no CRS, complex pixels, unknown bands, or a grid that cannot be made.
     """
     name = resolve(path)
-    with gdal_environment(name), open_raster(name, elsewhere=elsewhere) as dataset:
-        with reading(name, "its description"):
-            scene = replace(_describe(name, dataset, bands, nodata), elsewhere=elsewhere)
+    with gdal_environment(name), open_raster(name, elsewhere=elsewhere) as dataset, reading(name, "its description"):
+        scene = replace(_describe(name, dataset, bands, nodata), elsewhere=elsewhere)
         refuse_truncated(dataset)
-    if crs is not None:
-        scene = scene.on_grid(_grid_in(scene, crs))
+    scene = scene if crs is None else scene.on_grid(_grid_in(scene, crs))
     return scene if resolution is None else scene.at_resolution(resolution)
 
 
@@ -370,10 +366,9 @@ def _native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Wa
             raise SceneError(f"{path} has a transform that maps every pixel to one place: georeference it first.")
         return GeoBox(dataset.shape, dataset.transform, CRS(dataset.crs.to_wkt())), None
     if gcps and gcp_crs:
-        with reading(path, "its ground control points"):
-            transform, width, height = calculate_default_transform(
-                gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
-            )
+        transform, width, height = calculate_default_transform(
+            gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
+        )
         return GeoBox((height, width), transform, CRS(gcp_crs.to_wkt())), Warp(None, (1.0, 1.0))
     raise SceneError(f"{path} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… {path}`.")
 

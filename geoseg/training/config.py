@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError, one_line
-from geoseg.parsing import MOST_YAML_BYTES, read_yaml
+from geoseg.parsing import read_yaml_file
 from geoseg.training.adaptation_config import AdaptationConfig
 from geoseg.training.coarse_config import CoarseConfig
 from geoseg.training.variation_config import (
@@ -314,13 +314,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     name = os.fspath(path)
     try:
-        if Path(name).stat().st_size > MOST_YAML_BYTES:
-            raise ConfigError(f"{name} is longer than {MOST_YAML_BYTES >> 20} MiB: no settings are.")
-        given = read_yaml(Path(name).read_text(encoding="utf-8"))
+        given = read_yaml_file(name)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} cannot be read ({one_line(error)}): give a YAML file.") from error
-    except ConfigError:
-        raise
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name} is not YAML that can be read: {one_line(error)}.") from error
     if not isinstance(given, dict):

@@ -523,7 +523,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, plain: Path, capsys: pytest.C
 def test_a_fault_of_the_program_is_told_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(path: str) -> None:
+    def broken(path: str, **_: object) -> None:
         raise KeyError(path)
 
     monkeypatch.setattr("geoseg.scene.open_scene", broken)
