@@ -178,7 +178,7 @@ def _head(path: str) -> bytes:
 
 def _elsewhere(path: str, told: str) -> SceneError:
     return SceneError(
-        f"{path} {told}: where you trust it pass {FLAG} (to predict, cluster, batch or info; "
+        f"{path} {told}: where you trust it pass {FLAG} (to predict, refine, cluster, batch or info; "
         "data.allow_vrt_elsewhere in a training), else convert it with gdal_translate, or put it beside its parts."
     )
 
