@@ -39,6 +39,7 @@ from geoseg.outputs.staging import writing
 from geoseg.source import gdal_environment, open_raster
 
 if TYPE_CHECKING:
+    from geoseg.scene import Scene
     from geoseg.segmenters.interface import Segmenter
 
 # Scenes looked at side by side before their chunks are sent out.
@@ -194,7 +195,7 @@ class BatchScenes:
             source=entry.shown,
             item=entry.item,
             properties=entry.properties,
-            when=_taken(plan.source.path),
+            when=_taken(plan.source),
             areas_m2=areas,
         )
 
@@ -249,9 +250,14 @@ def _fault(error: Exception, entry: Entry) -> Record:
     return {"error": told.replace(entry.source, entry.shown) if entry.source else told, "way_out": way}
 
 
-def _taken(path: str) -> str | None:
+def _taken(scene: Scene) -> str | None:
     """Return when a TIFF says that it was taken, as STAC writes times; None if it does not."""
-    with contextlib.suppress(SceneError, ValueError), gdal_environment(path), open_raster(path) as file:
+    path = scene.path
+    with (
+        contextlib.suppress(SceneError, ValueError),
+        gdal_environment(path),
+        open_raster(path, elsewhere=scene.elsewhere) as file,
+    ):
         text = file.tags().get("TIFFTAG_DATETIME", "")
         return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").strftime("%Y-%m-%dT%H:%M:%SZ")
     return None
