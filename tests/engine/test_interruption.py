@@ -86,9 +86,10 @@ def test_killed_at_random_moments_and_resumed_byte_for_byte(
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes]) -> None:
-    command = _command(tmp_path, town, slow_model)
+    command = _command(tmp_path, town, slow_model, "--chunk", "64")  # small ones, so that many are left
     process = _start(command)
     _wait_for_chunks(tmp_path, 2)
+    assert process.poll() is None
     told = _end(process, signal.SIGINT)
     assert process.returncode == 1
     assert "run the same command again" in told
