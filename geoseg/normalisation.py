@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import SceneError
 from geoseg.grid import Window
-from geoseg.source import gdal_environment, open_raster, reading
+from geoseg.source import gdal_environment, open_raster, patiently, reading
 
 if TYPE_CHECKING:
     from geoseg.scene import Scene
@@ -104,18 +104,16 @@ def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 def _overview(scene: Scene, factor: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     height, width = scene.shape
     shape = (-(-height // factor), -(-width // factor))
-    with (
-        gdal_environment(scene.path),
-        reading(scene.path, "an overview"),
-        open_raster(scene.path, elsewhere=scene.elsewhere) as dataset,
-    ):
-        data = dataset.read(list(scene.bands), out_shape=(len(scene.bands), *shape))
-        mask = None
-        if scene.alpha is not None:
-            mask = dataset.read(scene.alpha, out_shape=shape)
-        elif scene.masked:
-            mask = dataset.read_masks(scene.bands[0], out_shape=shape)
-    return scene.hide_nodata(data, mask)
+
+    def read() -> tuple[NDArray[Any], NDArray[Any] | None]:
+        with open_raster(scene.path, elsewhere=scene.elsewhere) as dataset:
+            data = dataset.read(list(scene.bands), out_shape=(len(scene.bands), *shape))
+            if scene.alpha is not None:
+                return data, dataset.read(scene.alpha, out_shape=shape)
+            return data, dataset.read_masks(scene.bands[0], out_shape=shape) if scene.masked else None
+
+    with gdal_environment(scene.path), reading(scene.path, "an overview"):
+        return scene.hide_nodata(*patiently(scene.path, read, passing=lambda _: True))
 
 
 def _lattice(size: int) -> list[int]:

@@ -24,6 +24,7 @@ from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import ground_resolution, projection
 from geoseg.grid import Window, coarse_span, coarse_stretches, mirror
 from geoseg.source import (
+    RASTER_FAULTS,
     OpenPerThread,
     alpha_band,
     band_names,
@@ -31,6 +32,7 @@ from geoseg.source import (
     gdal_environment,
     has_internal_mask,
     open_raster,
+    patiently,
     reading,
     refuse_truncated,
     resolve,
@@ -171,17 +173,23 @@ class Scene(OpenPerThread):
             # An average of nodata that the file does not know of would be a measurement.
             how |= {"out_shape": shape, "resampling": Resampling.average if self._knows_nodata else Resampling.nearest}
         with gdal_environment(self.path), reading(self.path, _told(place)):
+            data, mask = patiently(self.path, lambda: self._read_stored(how), passing=lambda _: True)
+        return self.hide_nodata(data, mask)
+
+    def _read_stored(self, how: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return pixels as the file has them, and the mask that it has of them, if any."""
+        try:
             dataset = self._dataset()
             data = dataset.read(list(self.bands), **how)
-            how.pop("resampling", None)
-            mask = None
+            how = {name: value for name, value in how.items() if name != "resampling"}
             if self.alpha is not None:
-                mask = dataset.read(self.alpha, **how)
-            elif self.warp is not None and all(value is None for value in self.nodata):
-                mask = dataset.read(dataset.count, **how)
-            elif self.masked:
-                mask = dataset.read_masks(self.bands[0], **how)
-        return self.hide_nodata(data, mask)
+                return data, dataset.read(self.alpha, **how)
+            if self.warp is not None and all(value is None for value in self.nodata):
+                return data, dataset.read(dataset.count, **how)
+            return data, dataset.read_masks(self.bands[0], **how) if self.masked else None
+        except RASTER_FAULTS:
+            self._open.dataset = None  # what GDAL holds of it may be half an answer
+            raise
 
     @property
     def _knows_nodata(self) -> bool:

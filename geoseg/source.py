@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+import time
 import urllib.parse
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio._path import _parse_path
+from rasterio._path import _parse_path, _vsi_path
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
@@ -38,7 +40,17 @@ _GDAL_REMOTE = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
 }
+# GDAL tries again where a server is busy, not where a connection breaks: so seconds to wait before each further try.
+_PAUSES_S = (0.5, 1.0, 2.0)
+# After so long no further try is begun: GDAL has had its own patience by then.
+_PATIENCE_S = 5.0
+_BUSY = re.compile(r"HTTP response code: (?:429|5\d\d)|CURL error|HTTP error code ?: (?:429|5\d\d)", re.I)
 _MOST_BLOCKS_CHECKED = 100_000
+
+# What rasterio raises where GDAL fails.
+RASTER_FAULTS = (RasterioError, CPLE_BaseError)
+
+T = TypeVar("T")
 
 
 class OpenPerThread:
@@ -81,8 +93,9 @@ _PLACELESS = threading.RLock()
 
 
 def gdal_environment(path: str) -> rasterio.Env:
-    """Return the GDAL settings under which ``path`` is read."""
-    return rasterio.Env(**_GDAL, **(_GDAL_REMOTE if is_remote(path) else {}))
+    """Return the GDAL settings under which ``path`` is read; those for remote reads yield to the user's own."""
+    remote = _GDAL_REMOTE if is_remote(path) else {}
+    return rasterio.Env(**_GDAL, **{name: value for name, value in remote.items() if name not in os.environ})
 
 
 @contextmanager
@@ -116,8 +129,12 @@ def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> raster
     drivers = None if elsewhere else _trusted(path)
     try:
         with placeless():
-            dataset = _open(path, drivers, **options)
+            dataset = patiently(path, lambda: _open(path, drivers, **options), _is_unanswered)
     except (RasterioIOError, UnicodeError) as error:
+        if is_remote(path) and _is_unanswered(error):
+            raise SceneError(
+                f"{path} cannot be read because its server does not answer ({one_line(error)}): try again later."
+            ) from error
         hint = f", or trust it with {FLAG}" if _may_refer(path) and not elsewhere else ""
         raise SceneError(
             f"{path} is not a raster that GDAL can open ({one_line(error)}): "
@@ -132,6 +149,36 @@ def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> raster
         listed = "; ".join(parts[:3]) + (" …" if len(parts) > 3 else "")
         raise SceneError(f"{path} holds no raster bands of its own: name one of its parts ({listed or 'it has none'}).")
     return dataset
+
+
+def patiently(path: str, read: Callable[[], T], passing: Callable[[BaseException], bool]) -> T:
+    """Return what ``read`` gives; where ``path`` is read through a network, try again after faults that pass."""
+    started = time.monotonic()
+    for pause in _PAUSES_S if is_remote(path) else ():
+        try:
+            return read()
+        except RASTER_FAULTS as error:
+            if not passing(error) or time.monotonic() - started > _PATIENCE_S:
+                raise
+            _forget(path)
+            time.sleep(pause)
+    return read()
+
+
+def _forget(path: str) -> None:
+    """Make GDAL forget what it knows of ``path``: it takes a file whose server did not answer for one that is not."""
+    # GDAL drops what it knows when it closes a file of this name, also one that it could not open.
+    with (
+        rasterio.Env(CPL_VSIL_CURL_NON_CACHED=_vsi_path(_parse_path(path))),
+        suppress(*RASTER_FAULTS, UnicodeError),
+        placeless(),
+    ):
+        _open(path, ["GTiff"]).close()
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Whether GDAL failed for what its server or the network did."""
+    return bool(_BUSY.search(str(error)))
 
 
 @ensure_env_with_credentials
@@ -172,9 +219,12 @@ def reading(path: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RasterioError, CPLE_BaseError) as error:
+    except RASTER_FAULTS as error:
         cause = one_line(error.__cause__ or error)
-        raise SceneError(f"{path} cannot be read at {what} ({cause}): the file may be truncated or damaged.") from error
+        way = "its server may have failed, so try again later, or the" if is_remote(path) else "the"
+        raise SceneError(
+            f"{path} cannot be read at {what} ({cause}): {way} file may be truncated or damaged."
+        ) from error
 
 
 def refuse_truncated(dataset: rasterio.DatasetReader) -> None:

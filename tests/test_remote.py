@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.server
 import re
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import geopandas
@@ -23,12 +24,18 @@ from geoseg.scene import open_scene
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server over a folder that understands ranges and counts the bytes it gives."""
+    """A server over a folder that understands ranges and counts the bytes it gives.
+
+    ``fault`` gives, for the number of a request (from 0), what goes wrong: ``busy`` (503), ``drop`` (the connection is
+    closed without an answer), ``cut`` (it is closed after half of the answer), or None.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sent = 0
         self.asked: list[str] = []
+        self.fault: Callable[[int], str | None] = lambda _: None
+        self.faults = 0
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -50,7 +57,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        fault = self.server.fault(len(self.server.asked))
+        self.server.faults += fault is not None
         self.server.asked.append(self.path)
+        if fault == "busy":
+            self.send_error(503)
+            return
+        if fault == "drop":
+            self._hang_up()
+            return
         path = self.server.folder / self.path.partition("?")[0].lstrip("/")
         if not path.is_file():
             self.send_error(404)
@@ -68,8 +83,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         self.end_headers()
         if body:
+            data = data[: len(data) // 2] if fault == "cut" else data
             self.server.sent += len(data)
             self.wfile.write(data)
+        if fault == "cut":
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +110,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A real HTTP server over the folder; it goes with the test."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.1")
     monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "20")  # a test that waits for itself fails, it does not hang
     with Server(folder) as running:
         thread = threading.Thread(target=running.serve_forever)
@@ -124,6 +148,46 @@ def test_a_scene_by_url_gives_the_labels_of_the_local_file(
 ) -> None:
     geoseg.predict(f"{prefix}{server.url}/town.tif", tmp_path / "out.tif", str(plain), chunk=256)
     assert (tmp_path / "out.tif").read_bytes() == local
+
+
+@pytest.mark.parametrize("fault", ["busy", "drop", "cut"])
+def test_a_server_that_fails_now_and_then_gives_the_labels_of_the_local_file(
+    tmp_path: Path, server: Server, plain: Path, local: bytes, fault: str
+) -> None:
+    server.fault = lambda number: None if number % 3 else fault
+    geoseg.predict(f"{server.url}/town.tif", tmp_path / "out.tif", str(plain), chunk=256)
+    assert server.faults >= 1
+    assert (tmp_path / "out.tif").read_bytes() == local
+
+
+@pytest.mark.parametrize("fault", ["busy", "drop", "cut"])
+def test_a_server_that_fails_for_ever_is_one_sentence(tmp_path: Path, server: Server, plain: Path, fault: str) -> None:
+    server.fault = lambda _: fault
+    url = f"{server.url}/town.tif"
+    told = "its server (does not answer|may have failed).*try again later"
+    with pytest.raises(SceneError, match=f"^{re.escape(url)} .*{told}") as caught:
+        geoseg.predict(url, tmp_path / "out.gpkg", str(plain))
+    assert "\n" not in str(caught.value)
+    assert server.faults == len(server.asked) > 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["drop", "cut"])
+def test_pixels_that_break_off_are_read_again(server: Server, folder: Path, fault: str) -> None:
+    far, near = geoseg.open(f"{server.url}/sample.tif"), geoseg.open(folder / "sample.tif")
+    before = len(server.asked)
+    server.fault = lambda number: None if (number - before) % 3 else fault
+    for window in (Window(0, 0, 300, 2048), Window(1500, 700, 548, 548)):
+        np.testing.assert_array_equal(far.read(window).data, near.read(window).data)
+    assert server.faults >= 2
+
+
+def test_a_server_that_goes_away_while_pixels_are_read_is_one_sentence(server: Server) -> None:
+    scene = geoseg.open(f"{server.url}/sample.tif")
+    server.fault = lambda _: "drop"
+    with pytest.raises(SceneError, match=r"sample\.tif cannot be read .* try again later") as caught:
+        scene.read(scene.window)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_small_area_reads_a_small_part(tmp_path: Path, server: Server, folder: Path, plain: Path) -> None:
