@@ -113,7 +113,7 @@ def _overview(scene: Scene, factor: int) -> tuple[NDArray[Any], NDArray[np.bool_
             return data, dataset.read_masks(scene.bands[0], out_shape=shape) if scene.masked else None
 
     with gdal_environment(scene.path), reading(scene.path, "an overview"):
-        return scene.hide_nodata(*patiently(scene.path, read, passing=lambda _: True))
+        return scene.hide_nodata(*patiently(scene.path, read))
 
 
 def _lattice(size: int) -> list[int]:

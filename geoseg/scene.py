@@ -17,7 +17,6 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import calculate_default_transform
 from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import SceneError, one_line
@@ -37,7 +36,7 @@ from geoseg.source import (
     refuse_truncated,
     resolve,
 )
-from geoseg.warp import Warp, open_warped
+from geoseg.warp import Warp, native_grid, open_warped
 
 if TYPE_CHECKING:
     from geoseg.normalisation import Statistics
@@ -173,7 +172,7 @@ class Scene(OpenPerThread):
             # An average of nodata that the file does not know of would be a measurement.
             how |= {"out_shape": shape, "resampling": Resampling.average if self._knows_nodata else Resampling.nearest}
         with gdal_environment(self.path), reading(self.path, _told(place)):
-            data, mask = patiently(self.path, lambda: self._read_stored(how), passing=lambda _: True)
+            data, mask = patiently(self.path, lambda: self._read_stored(how))
         return self.hide_nodata(data, mask)
 
     def _read_stored(self, how: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -349,7 +348,7 @@ def _describe(
         raise SceneError(
             f"{path} has complex pixels ({', '.join(sorted(dtypes))}): convert them to amplitude or decibels first."
         )
-    geobox, warp = _native_grid(path, dataset)
+    geobox, warp = native_grid(path, dataset)
     values = tuple(nodata if nodata is not None else dataset.nodatavals[i - 1] for i in chosen)
     dtype = np.result_type(*dtypes).name
     values = tuple(value if value is None or _holds(dtype, value) else None for value in values)
@@ -364,21 +363,6 @@ def _describe(
         masked=has_internal_mask(dataset) and nodata is None,
         warp=warp,
     )
-
-
-def _native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Warp | None]:
-    """Return the file's own grid; a file with ground control points alone gets the grid they warp to."""
-    gcps, gcp_crs = dataset.gcps
-    if dataset.crs and not (dataset.transform == Affine.identity() and gcps):
-        if abs(dataset.transform.determinant) == 0:
-            raise SceneError(f"{path} has a transform that maps every pixel to one place: georeference it first.")
-        return GeoBox(dataset.shape, dataset.transform, CRS(dataset.crs.to_wkt())), None
-    if gcps and gcp_crs:
-        transform, width, height = calculate_default_transform(
-            gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
-        )
-        return GeoBox((height, width), transform, CRS(gcp_crs.to_wkt())), Warp(None, (1.0, 1.0))
-    raise SceneError(f"{path} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… {path}`.")
 
 
 def _grid_in(scene: Scene, crs: str | int) -> GeoBox:

@@ -151,14 +151,20 @@ def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> raster
     return dataset
 
 
-def patiently(path: str, read: Callable[[], T], passing: Callable[[BaseException], bool]) -> T:
-    """Return what ``read`` gives; where ``path`` is read through a network, try again after faults that pass."""
+def patiently(path: str, read: Callable[[], T], passes: Callable[[BaseException], bool] | None = None) -> T:
+    """Return what ``read`` gives; where ``path`` is read through a network, try again after faults.
+
+    Args:
+        path: as GDAL opens it.
+        read: what is tried.
+        passes: whether a fault may pass; any may by default.
+    """
     started = time.monotonic()
     for pause in _PAUSES_S if is_remote(path) else ():
         try:
             return read()
         except RASTER_FAULTS as error:
-            if not passing(error) or time.monotonic() - started > _PATIENCE_S:
+            if (passes and not passes(error)) or time.monotonic() - started > _PATIENCE_S:
                 raise
             _forget(path)
             time.sleep(pause)

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import rasterio
+from affine import Affine
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform
 
+from geoseg.errors import SceneError
 from geoseg.geodesy import projection
 from geoseg.source import open_raster
 
@@ -24,6 +28,25 @@ class Warp:
 
     overview_level: int | None
     ratio: tuple[float, float]
+
+
+def native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Warp | None]:
+    """Return the file's own grid; a file with ground control points alone gets the grid they warp to.
+
+    Raises:
+        SceneError: it has no CRS, or a transform that maps every pixel to one place.
+    """
+    gcps, gcp_crs = dataset.gcps
+    if dataset.crs and not (dataset.transform == Affine.identity() and gcps):
+        if abs(dataset.transform.determinant) == 0:
+            raise SceneError(f"{path} has a transform that maps every pixel to one place: georeference it first.")
+        return GeoBox(dataset.shape, dataset.transform, CRS(dataset.crs.to_wkt())), None
+    if gcps and gcp_crs:
+        transform, width, height = calculate_default_transform(
+            gcp_crs, gcp_crs, dataset.width, dataset.height, gcps=gcps
+        )
+        return GeoBox((height, width), transform, CRS(gcp_crs.to_wkt())), Warp(None, (1.0, 1.0))
+    raise SceneError(f"{path} has no CRS: assign one first, for example with `rio edit-info --crs EPSG:… {path}`.")
 
 
 def open_warped(
