@@ -1,4 +1,4 @@
-"""The recipes of ``docs/cluster.md`` can be read by what they are written for, and name options that exist."""
+"""The recipes for clusters can be read by what they are written for, and name options that exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import geoseg
 from geoseg.engine.predict import Options
 from geoseg_cli.batch import command
 
-TEXT = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("cluster.md", "scale.md"))
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.M | re.S)
 
 
@@ -34,7 +35,7 @@ def test_shell_recipes_parse_and_name_options_of_batch(text: str) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     known = {name for option in command.params for name in option.opts}
     for line in text.splitlines():
-        if line.startswith("geoseg batch"):
+        if line.lstrip().startswith("geoseg batch"):
             assert {word for word in line.split() if word.startswith("-")} <= known
 
 

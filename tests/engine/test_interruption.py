@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,16 +19,7 @@ import geoseg
 from geoseg.engine.store import ChunkStore, write_atomically
 from geoseg.errors import OutputError, RunError, SceneError
 from geoseg.grid import ChunkGrid
-
-OUTPUTS = ("out.gpkg", "labels.tif", "confidence.tif")
-
-
-def _command(folder: Path, scene: Path, model: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "geoseg_cli", "predict", str(scene), str(folder / "out.gpkg"), "-m", str(model)),
-        *("--labels", str(folder / "labels.tif"), "--confidence", str(folder / "confidence.tif")),
-        *("--chunk", "128", *more),
-    ]
+from tests.engine.conftest import OUTPUTS, predict_command
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
@@ -55,27 +45,12 @@ def _wait_for_chunks(folder: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def slow_model(make_bundle: Callable[..., Path]) -> Path:
-    """A network wide enough for a run to last some seconds."""
-    return make_bundle("plainconv", tile=128, options={"width": 96, "depth": 5})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, town: Path, slow_model: Path) -> dict[str, bytes]:
-    """The outputs of one run from beginning to end."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(_command(folder, town, slow_model), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return {name: (folder / name).read_bytes() for name in OUTPUTS}
-
-
 @pytest.mark.dist
 @pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_byte_for_byte(
     tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes], workers: str
 ) -> None:
-    command = _command(tmp_path, town, slow_model, "--workers", workers)
+    command = predict_command(tmp_path, town, slow_model, "--workers", workers)
     moments = random.Random(int(workers))
     for wanted in (1, 5, 9):
         process = _start(command)
@@ -95,7 +70,7 @@ def test_killed_at_random_moments_and_resumed_byte_for_byte(
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes]) -> None:
-    command = _command(tmp_path, town, slow_model, "--chunk", "64")  # small ones, so that many are left
+    command = predict_command(tmp_path, town, slow_model, "--chunk", "64")  # small ones, so that many are left
     process = _start(command)
     _wait_for_chunks(tmp_path, 2)
     assert process.poll() is None

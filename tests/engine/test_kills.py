@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-OUTPUTS = ("out.gpkg", "labels.tif", "confidence.tif")
+from tests.engine.conftest import OUTPUTS, predict_command
+
 DASK = (sys.executable, "-m", "dask")
 # A run takes no longer undisturbed, from its start to its last file; kills fall into this time.
 LONGEST_S = 10.0
@@ -82,29 +83,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kept, st
     kept.close()
 
 
-@pytest.fixture(scope="module")
-def slow_model(make_bundle: Callable[..., Path]) -> Path:
-    """A network wide enough for a run to last some seconds."""
-    return make_bundle("plainconv", tile=128, options={"width": 64, "depth": 5})
-
-
-def _command(folder: Path, scene: Path, model: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "geoseg_cli", "predict", str(scene), str(folder / "out.gpkg"), "-m", str(model)),
-        *("--labels", str(folder / "labels.tif"), "--confidence", str(folder / "confidence.tif")),
-        *("--chunk", "128", *more),
-    ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, town: Path, slow_model: Path) -> dict[str, bytes]:
-    """The outputs of one run from beginning to end, in one process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(_command(folder, town, slow_model), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return {name: (folder / name).read_bytes() for name in OUTPUTS}
-
-
 class Run:
     """One run of the command line, started again until it has come to its end."""
 
@@ -155,7 +133,7 @@ def test_killed_in_turn_and_the_same_bytes_each_time(
     while killed < kills:
         folder = tmp_path / str(rounds)
         folder.mkdir()
-        command = _command(folder, town, slow_model, "--scheduler", address, "--patience", "60", "--workdir")
+        command = predict_command(folder, town, slow_model, "--scheduler", address, "--patience", "60", "--workdir")
         run = Run([*command, str(folder / "work")], folder)
         # At any moment, or once the run has come on a little: for ever killed at its start it would never end.
         while not run.ended(chance.uniform(0, LONGEST_S), chance.randint(0, 6) if killed < kills else 1_000_000):
