@@ -95,6 +95,10 @@ _PLACELESS = threading.RLock()
 def gdal_environment(path: str) -> rasterio.Env:
     """Return the GDAL settings under which ``path`` is read; those for remote reads yield to the user's own."""
     remote = _GDAL_REMOTE if is_remote(path) else {}
+    if path.startswith(("s3://", "/vsis3/")):
+        from geoseg.object_storage import gdal_settings
+
+        remote = {**remote, **gdal_settings()}
     return rasterio.Env(**_GDAL, **{name: value for name, value in remote.items() if name not in os.environ})
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +176,90 @@ def plain(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle("plainconv", tile=128)
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server: moto's, a process of its own on loopback."""
+    pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    process = start_s3_server()
+    yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+def start_s3_server(**environment: str) -> subprocess.Popen[str]:
+    """Start a server of moto's that ends with its input, and prints its port."""
+    code = (
+        "import sys; from moto.server import ThreadedMotoServer; "
+        "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False); server.start(); "
+        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read(); server.stop()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A bucket on a server, and a client that is not geoseg's."""
+
+    url: str
+    bucket: str
+    client: Any
+
+    def __truediv__(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys that begin with ``prefix``, in order."""
+        answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
+        return [item["Key"] for item in answer.get("Contents", ())]
+
+    def get(self, key: str) -> bytes:
+        """Return what an object holds."""
+        return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Put an object."""
+        self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
+
+    def unfinished(self) -> int:
+        """Return the number of uploads in parts that were neither completed nor aborted."""
+        return len(self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ()))
+
+
+_BUCKETS = itertools.count()
+
+
+@pytest.fixture
+def storage(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A new bucket, and the environment that leads to it; what is kept on this machine lies in ``tmp_path/cache``."""
+    import boto3
+
+    for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_MAX_ATTEMPTS": "2",
+        "GEOSEG_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.session.Session().client("s3", endpoint_url=s3_server)
+    bucket = f"bucket-{next(_BUCKETS)}"
+    client.create_bucket(Bucket=bucket)
+    return Storage(s3_server, bucket, client)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 300 kB (needs the right to mount)."""
-    import subprocess
-
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)], capture_output=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from geoseg.engine.mosaic import write_mosaic
@@ -13,8 +13,10 @@ from geoseg.engine.run import Progress
 from geoseg.engine.selection import Selection
 from geoseg.engine.store import ChunkStore
 from geoseg.engine.vectorize import Written, write_polygons
+from geoseg.engine.work_places import own_workdir, workdir_of
 from geoseg.errors import ConfigError, OutputError
 from geoseg.geodesy import projection
+from geoseg.places import Place, S3Place, place_of
 from geoseg.scene import Scene
 
 if TYPE_CHECKING:
@@ -28,15 +30,15 @@ _RASTERS = {".tif", ".tiff"}
 class Outputs:
     """The files a run writes, None for those not wanted, and the work folder it goes through."""
 
-    polygons: Path | None
-    labels: Path | None
-    confidence: Path | None
-    uncertainty: Path | None
-    workdir: Path
-    candidates: Path | None = None
+    polygons: Place | None
+    labels: Place | None
+    confidence: Place | None
+    uncertainty: Place | None
+    workdir: Place
+    candidates: Place | None = None
 
     @classmethod
-    def check(cls, out: str | os.PathLike[str], options: Options) -> Outputs:
+    def check(cls, out: str | os.PathLike[str] | S3Place, options: Options) -> Outputs:
         """Settle where everything goes, and refuse what could not be written, before any work.
 
         Raises:
@@ -46,15 +48,16 @@ class Outputs:
         from geoseg.outputs.polygons import check_output
         from geoseg.outputs.staging import check_place
 
-        main = Path(out)
+        place = partial(place_of, new=not options.overwrite)
+        main = place(out)
         raster = main.suffix.lower() in _RASTERS
         if raster and options.labels:
             raise ConfigError(f"both {main} and --labels {options.labels} name a label raster: leave --labels out.")
-        labels = main if raster else (Path(options.labels) if options.labels else None)
+        labels = main if raster else (place(options.labels) if options.labels else None)
         polygons = None if raster else main
-        confidence = Path(options.confidence) if options.confidence else None
-        uncertainty = Path(options.uncertainty) if options.uncertainty else None
-        candidates = Path(options.candidates) if options.candidates else None
+        confidence = place(options.confidence) if options.confidence else None
+        uncertainty = place(options.uncertainty) if options.uncertainty else None
+        candidates = place(options.candidates) if options.candidates else None
         every = (polygons, labels, confidence, uncertainty, candidates)
         wanted = [path.absolute() for path in every if path is not None]
         if len(set(wanted)) != len(wanted):
@@ -68,7 +71,9 @@ class Outputs:
                 raise ConfigError(f"{option} {path} is written as GeoTIFF: let its name end in .tif.")
             if path is not None:
                 check_place(path, options.overwrite)
-        workdir = Path(options.workdir) if options.workdir else main.with_name(f".{main.name}.geoseg")
+        workdir = workdir_of(options.workdir) if options.workdir else own_workdir(main, shared=bool(options.scheduler))
+        if isinstance(workdir, S3Place):
+            check_place(workdir, overwrite=True)
         return cls(polygons, labels, confidence, uncertainty, workdir.absolute(), candidates)
 
     def check_scene(self, scene: Scene) -> None:
@@ -93,9 +98,9 @@ class Outputs:
         known = [path for path, _ in self.kinds()]
         return tuple(str(path) for path in (*known, self.candidates) if path is not None)
 
-    def kinds(self) -> list[tuple[Path, Kind]]:
+    def kinds(self) -> list[tuple[Place, Kind]]:
         """Return the outputs with what each shows, polygons first."""
-        named: tuple[tuple[Path | None, Kind], ...] = (
+        named: tuple[tuple[Place | None, Kind], ...] = (
             (self.polygons, "polygons"),
             (self.labels, "labels"),
             (self.confidence, "confidence"),
@@ -150,15 +155,18 @@ def assemble(
         _tell(progress, "writing uncertainty", 1)
     files = outputs.files
     if len(outputs.kinds()) > 1:
-        definition = Path(files[0]).with_suffix(".qlr")
+        definition = outputs.kinds()[0][0].with_suffix(".qlr")
         crs = projection(plan.source.geobox)
-        write_layer_definition(definition, [Layer(Path(f), kind, crs, plan.classes) for f, kind in outputs.kinds()])
+        write_layer_definition(definition, [Layer(path, kind, crs, plan.classes) for path, kind in outputs.kinds()])
         files += (str(definition),)
     return files, written
 
 
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Whether two paths are of one file that exists, by links too."""
+    """Whether two paths are of one file that exists, by links too, or of one object in storage."""
+    first, second = (os.fspath(name).replace("s3://", "/vsis3/", 1) for name in (one, other))
+    if first.startswith("/vsis3/"):
+        return first == second
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 

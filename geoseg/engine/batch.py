@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from geoseg.engine.batch_journal import (
@@ -17,8 +16,8 @@ from geoseg.engine.batch_journal import (
     KEPT,
     REPORTS,
     WAITING,
-    Journal,
     Record,
+    journal_at,
     recipe_digest,
     refuse_other_batch,
     source_stamp,
@@ -34,6 +33,7 @@ from geoseg.engine.selection import Selection
 from geoseg.errors import ConfigError, RunError
 from geoseg.outputs.batch_report import write_reports
 from geoseg.outputs.stac import COLLECTION, write_collection
+from geoseg.places import place_of
 
 if TYPE_CHECKING:
     from geoseg.segmenters.interface import Segmenter
@@ -102,11 +102,11 @@ def batch(
     options = replace(options or Options(), **changes)  # type: ignore[arg-type]
     suffix = suffix if suffix.startswith(".") else f".{suffix}"
     _refuse(options, suffix, layers)
-    place = Path(folder).absolute()
+    place = place_of(folder).absolute()
     method, segmenter = method_of(model, options)
     if segmenter.spec.classes is not None:
         Selection.of(options).shaping(segmenter.spec.classes)
-    journal = Journal(place)
+    journal = journal_at(place, shared=bool(options.scheduler))
     given = [scenes] if isinstance(scenes, str | os.PathLike) else list(scenes)
     names = [model] if isinstance(model, str | os.PathLike) else model
     note = model_note(method, names if isinstance(names, list | tuple) else ())
@@ -204,6 +204,7 @@ class _Batch:
             }
             self._told.scenes(len(self._scenes))
             for future in as_completed(futures):
+                self._each.journal.check()
                 self._scenes[futures[future].name] = future.result()
                 self._told.scenes(len(self._scenes))
                 if time.monotonic() - told >= _REPORT_EVERY_S:

@@ -20,9 +20,11 @@ from geoseg.errors import OutputError, RunError, SceneError, one_line
 from geoseg.outputs.batch_report import NAMES
 from geoseg.outputs.stac import COLLECTION
 from geoseg.outputs.staging import writing
+from geoseg.places import Place, S3Place
 from geoseg.references import parts
 
 if TYPE_CHECKING:
+    from geoseg.engine.batch_object_journal import ObjectJournal
     from geoseg.engine.predict import Options
     from geoseg.engine.scene_list import Entry
     from geoseg.segmenters.interface import Segmenter
@@ -31,7 +33,7 @@ Record = dict[str, Any]
 DONE, HOLES, FAILED, WAITING, KEPT, RUNNING = "done", "holes", "failed", "waiting", "kept", "running"
 # Names in the output folder that are no scene's.
 REPORTS = (*NAMES, COLLECTION)
-_STATE = ".geoseg"
+STATE = ".geoseg"
 # What decides how a run is done, not what comes out.
 _IDLE = {
     *("workers", "scheduler", "resource", "patience", "allow_holes", "allow_vrt_elsewhere", "batch", "device"),
@@ -43,9 +45,10 @@ class Journal:
     """The records of a batch, ``.geoseg/scenes/<name>.json`` in its output folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._state = folder / _STATE
-        self.work = self._state / "work"
+        self.folder: Place = folder
+        self._folder = folder
+        self._state = folder / STATE
+        self.work: Place = self._state / "work"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -55,15 +58,18 @@ class Journal:
             OutputError: it cannot be made or written, or has a report that is of no batch.
             RunError: another batch holds it.
         """
-        if self.folder.exists() and not self.folder.is_dir():
+        if self._folder.exists() and not self._folder.is_dir():
             raise OutputError(f"{self.folder} is a file: give the batch a folder.")
-        strange = [name for name in REPORTS if (self.folder / name).exists() and not self._state.exists()]
+        strange = [name for name in REPORTS if (self._folder / name).exists() and not self._state.exists()]
         if strange:
             raise OutputError(f"{self.folder / strange[0]} is of no batch: move it away, or give another folder.")
         with writing(self.folder):
             (self._state / "scenes").mkdir(parents=True, exist_ok=True)
         with held(self._state, "give this one another output folder"):
             yield
+
+    def check(self) -> None:
+        """Make sure that the folder is still held: the system sees to that."""
 
     def records(self) -> dict[str, Record]:
         """Return the records by name.
@@ -74,10 +80,11 @@ class Journal:
         found = {}
         for path in sorted((self._state / "scenes").glob("*.json")):
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                found[str(record["name"])] = record
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                raise RunError(f"{path} is damaged ({one_line(error)}): delete it to do its scene anew.") from error
+                data = path.read_bytes()
+            except OSError as error:
+                raise RunError(f"{path} cannot be read ({one_line(error)}): delete it to do its scene anew.") from error
+            record = record_in(path, data)
+            found[str(record["name"])] = record
         return found
 
     def write(self, record: Record) -> None:
@@ -91,7 +98,57 @@ class Journal:
 
     def has_outputs(self, record: Record) -> bool:
         """Whether all files that a record names are there."""
-        return all((self.folder / name).exists() for name in record["outputs"])
+        return all((self._folder / name).exists() for name in record["outputs"])
+
+    def make_folder(self, name: str) -> Path:
+        """Return the folder of a scene, made if it is not there.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        folder = self._folder / name
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def drop_folder(self, name: str) -> None:
+        """Delete the folder of a scene if nothing was written into it."""
+        with contextlib.suppress(OSError):
+            (self._folder / name).rmdir()
+
+    def read(self, name: str) -> bytes | None:
+        """Return what an output holds, None where there is none."""
+        with contextlib.suppress(OSError):
+            return (self._folder / name).read_bytes()
+        return None
+
+
+def journal_at(folder: Place, *, shared: bool) -> Journal | ObjectJournal:
+    """Return the journal of an output folder.
+
+    Args:
+        folder: a path, or a place in object storage.
+        shared: whether workers may be on other machines.
+    """
+    if not isinstance(folder, S3Place):
+        return Journal(folder)
+    from geoseg.engine.batch_object_journal import ObjectJournal
+
+    return ObjectJournal(folder, shared=shared)
+
+
+def record_in(place: Path | S3Place, data: bytes) -> Record:
+    """Return the record that a file or object holds.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        record: Record = json.loads(data)
+        str(record["name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{place} is damaged ({one_line(error)}): delete it to do its scene anew.") from error
+    return record
 
 
 def recipe_digest(options: Options, method: Recipe | Segmenter, suffix: str, layers: tuple[str, ...]) -> str:
@@ -128,7 +185,7 @@ def _stamp(path: str) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def refuse_other_batch(records: Mapping[str, Record], recipe: str, folder: Path) -> None:
+def refuse_other_batch(records: Mapping[str, Record], recipe: str, folder: Place) -> None:
     """Refuse a folder whose outputs were made in another way.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from geoseg.bundle import read_bundle
 from geoseg.engine.assemble import Outputs
 from geoseg.engine.batch_journal import DONE, FAILED, HOLES, RUNNING, WAITING, Journal, Record, source_stamp
-from geoseg.engine.class_areas import class_areas
 from geoseg.engine.execute import Among, Report, execute, two_passes
 from geoseg.engine.plan import Plan, Recipe
 from geoseg.engine.predict import Options, make_plan
 from geoseg.engine.run import Progress
 from geoseg.engine.scene_list import Entry
-from geoseg.engine.store import ChunkStore
+from geoseg.engine.store import remove_store, store_at
+from geoseg.engine.work_places import workdir_of
 from geoseg.errors import (
     BundleError,
     ConfigError,
@@ -35,10 +34,11 @@ from geoseg.errors import (
     one_line,
 )
 from geoseg.outputs.stac import ItemNote, ModelNote, write_item
-from geoseg.outputs.staging import writing
+from geoseg.places import Place, below, place_of
 from geoseg.source import gdal_environment, open_raster
 
 if TYPE_CHECKING:
+    from geoseg.engine.batch_object_journal import ObjectJournal
     from geoseg.scene import Scene
     from geoseg.segmenters.interface import Segmenter
 
@@ -70,7 +70,7 @@ class BatchScenes:
         recipe: digest of all this.
     """
 
-    journal: Journal
+    journal: Journal | ObjectJournal
     options: Options
     method: Recipe | Segmenter
     segmenter: Segmenter
@@ -109,9 +109,8 @@ class BatchScenes:
             ours: whether files under its names may be replaced, for they come from this batch.
         """
         started = time.monotonic()
-        folder = self.journal.folder / entry.name
         try:
-            outputs, options = self._place(entry, folder, ours)
+            outputs, options = self._place(entry, ours)
             ours = True
             self.journal.write({**self.blank(entry, RUNNING), "ours": True})
             record = self._done(entry, among, progress, outputs, options)
@@ -119,22 +118,20 @@ class BatchScenes:
             if among.crew.broken is not None:
                 return self.blank(entry, WAITING)  # what ended the batch is no fault of this scene
             record = {**self.blank(entry, FAILED), **_fault(error, entry)}
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # where nothing was written
+            self.journal.drop_folder(entry.name)
         record["ours"] = ours
         record["seconds"] = round(time.monotonic() - started, 3)
         with contextlib.suppress(OutputError):  # on a full disk the report says it
             self.journal.write(record)
         if record["status"] == DONE:
-            shutil.rmtree(self._work(entry), ignore_errors=True)
+            remove_store(str(self._work(entry)))
         return record
 
-    def _place(self, entry: Entry, folder: Path, ours: bool) -> tuple[Outputs, Options]:
+    def _place(self, entry: Entry, ours: bool) -> tuple[Outputs, Options]:
         """Return where the outputs of a scene go, and its options, having made its folder."""
         if entry.fault is not None:
             raise SceneError(entry.fault)
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
+        folder = self.journal.make_folder(entry.name)
         options = self._options(entry, folder, ours)
         return Outputs.check(folder / f"{entry.name}{self.suffix}", options), options
 
@@ -144,13 +141,13 @@ class BatchScenes:
         with self._looking:
             plan, notes = make_plan(entry.source, outputs, self.method, self.segmenter, options)
             passes = two_passes(plan, self.segmenter, options)
-        store = ChunkStore(plan.store, plan.chunks)
+        store = store_at(plan.store, plan.chunks)
         if self.options.workdir is None and not store.claimed:
-            shutil.rmtree(store.folder, ignore_errors=True)  # what a worker wrote after its run was over
+            store.remove()  # what a worker wrote after its run was over
         # Chunks of another day's source or options are of no use; the batch has made sure that none else is lost.
         options = replace(options, fresh=options.fresh or not store.holds(plan.fingerprint()))
         report = execute(plan, outputs, options, notes, progress, passes, among)
-        areas = {name: round(value, 2) for name, value in class_areas(plan, store).items()}
+        areas = {name: round(value, 2) for name, value in report.areas_m2.items()}
         item = self.journal.folder / entry.name / f"{entry.name}.json"
         write_item(item, self._item_note(entry, plan, outputs, areas))
         files = [*report.files, str(item)]
@@ -159,11 +156,11 @@ class BatchScenes:
             **_figures(report, plan),
             "areas_m2": areas,
             "classes": [{"name": each.name, "color": each.color} for each in plan.classes],
-            "outputs": [Path(file).relative_to(self.journal.folder).as_posix() for file in files],
+            "outputs": [below(place_of(file), self.journal.folder) for file in files],
             "way_out": _WITH_HOLES if report.holes else None,
         }
 
-    def _options(self, entry: Entry, folder: Path, ours: bool) -> Options:
+    def _options(self, entry: Entry, folder: Place, ours: bool) -> Options:
         def path(layer: str, suffix: str) -> str | None:
             return str(folder / f"{entry.name}_{layer}{suffix}") if layer in self.layers else None
 
@@ -178,11 +175,11 @@ class BatchScenes:
             overwrite=self.options.overwrite or ours,
         )
 
-    def _work(self, entry: Entry) -> Path:
-        return (Path(self.options.workdir) if self.options.workdir else self.journal.work) / entry.name
+    def _work(self, entry: Entry) -> Place:
+        return (workdir_of(self.options.workdir) if self.options.workdir else self.journal.work) / entry.name
 
     def _item_note(self, entry: Entry, plan: Plan, outputs: Outputs, areas: dict[str, float]) -> ItemNote:
-        files: dict[str, Path] = {kind: path for path, kind in outputs.kinds()}
+        files: dict[str, Place] = {kind: path for path, kind in outputs.kinds()}
         if outputs.candidates is not None:
             files["candidates"] = outputs.candidates
         return ItemNote(
@@ -203,10 +200,9 @@ class BatchScenes:
         """Return the STAC items of the scenes that are done, as they stand in their files."""
         found = []
         for record in records:
-            path = self.journal.folder / record["name"] / f"{record['name']}.json"
-            if record["outputs"]:
-                with contextlib.suppress(OSError, ValueError):  # deleted since by its user
-                    found.append(json.loads(path.read_text(encoding="utf-8")))
+            data = self.journal.read(f"{record['name']}/{record['name']}.json") if record["outputs"] else None
+            with contextlib.suppress(ValueError):  # spoilt since, or deleted, by its user
+                found += [] if data is None else [json.loads(data)]
         return found
 
 

@@ -25,7 +25,7 @@ from geoseg.engine.environment import (
     wanted_resources,
 )
 from geoseg.engine.plan import Plan, Recipe, Work
-from geoseg.engine.store import ChunkStore
+from geoseg.engine.store import store_at
 from geoseg.errors import RunError, one_line
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Job:
         self._workers = workers
         self._loading = threading.Lock()
         self._runner: Runner | None = None
-        self._store = ChunkStore(plan.store, plan.chunks)
+        self._store = store_at(plan.store, plan.chunks)
 
     def runner(self) -> Runner:
         """Return the segmenter on this worker's device, loading it once."""

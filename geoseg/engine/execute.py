@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from geoseg.engine.assemble import Outputs, assemble
+from geoseg.engine.class_areas import class_areas
 from geoseg.engine.cluster import connected
 from geoseg.engine.crew import Crew
 from geoseg.engine.plan import Plan
 from geoseg.engine.run import Progress, Tally, run_chunks
-from geoseg.engine.store import ChunkStore
+from geoseg.engine.store import Store, store_at
 from geoseg.errors import ConfigError, RunError, SceneError
+from geoseg.places import is_storage
 
 if TYPE_CHECKING:
     from geoseg.engine.predict import Options
@@ -28,7 +30,8 @@ class Report:
     """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
 
     ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock.  ``holes`` are
-    the chunks that failed and are left without data, by number, with the cause.
+    the chunks that failed and are left without data, by number, with the cause.  ``areas_m2`` are those of the classes,
+    of a scene among others.
     """
 
     files: tuple[str, ...]
@@ -41,6 +44,7 @@ class Report:
     holes: tuple[tuple[int, str], ...] = field(default=())
     pixels: int = 0
     busy_s: float = 0.0
+    areas_m2: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,18 @@ def two_passes(plan: Plan, segmenter: Segmenter, options: Options) -> TwoPasses 
     """Return how a plan is run by a method that looks at an overview first, None for the others.
 
     Raises:
-        ConfigError: candidates are asked for from one of the others.
+        ConfigError: candidates are asked for from one of the others; a work folder in object storage for this one.
     """
     from geoseg.segmenters.saliency import SaliencyNetwork
 
     if isinstance(segmenter, SaliencyNetwork):
         from geoseg.engine.saliency import TwoPasses
 
+        if is_storage(plan.store):
+            raise ConfigError(
+                f"a model that works in two passes does not keep its chunks in {plan.store}: give it a folder that all "
+                "workers share as --workdir."
+            )
         return TwoPasses(plan, segmenter)
     if options.candidates is not None:
         raise ConfigError("this model looks everywhere and has no candidates to write: leave --candidates out.")
@@ -100,7 +109,7 @@ def execute(
         OutputError: an output cannot be written.
         SceneError: no pixel of the scene got a label.
     """
-    store = ChunkStore(plan.store, plan.chunks)
+    store = store_at(plan.store, plan.chunks)
     with store.opened(plan.fingerprint(), fresh=options.fresh) as done:
         with connected(options) if among is None else contextlib.nullcontext(among.crew) as crew:
             compute = run_chunks if passes is None else passes.run
@@ -113,12 +122,13 @@ def execute(
             store.remove()
             raise SceneError(f"{plan.source.path} has no valid pixel {where}to segment: nothing was written.")
         _refuse_unseen(store, tally)
-        with contextlib.nullcontext() if among is None else among.publishing:
-            files, written = assemble(plan, store, outputs, options, progress)
+        with contextlib.nullcontext() if among is None else among.publishing, store.here() as chunks:
+            files, written = assemble(plan, chunks, outputs, options, progress)
             if passes is not None:
                 notes = (*notes, *passes.notes)
                 if outputs.candidates is not None:
                     passes.write_candidates(outputs.candidates)
+            areas = class_areas(plan, chunks) if among is not None else {}
         if options.workdir is None and not tally.failures:
             store.remove()
     polygons, told = (None, ()) if written is None else (written.polygons, written.notes)
@@ -133,10 +143,11 @@ def execute(
         tuple(sorted(tally.failures.items())),
         tally.pixels,
         tally.busy_s,
+        areas,
     )
 
 
-def _refuse_unseen(store: ChunkStore, tally: Tally) -> None:
+def _refuse_unseen(store: Store, tally: Tally) -> None:
     """Refuse to go on where workers wrote their chunks to a place that is not seen from here.
 
     Raises:
@@ -145,7 +156,7 @@ def _refuse_unseen(store: ChunkStore, tally: Tally) -> None:
     missing = tally.chunks - len(tally.failures) - len(store.done())
     if missing > 0:
         raise RunError(
-            f"{missing} of {tally.chunks} chunks that workers wrote to {store.folder} are not seen from here: give a "
+            f"{missing} of {tally.chunks} chunks that workers wrote to {store.place} are not seen from here: give a "
             "--workdir that all machines share under one path."
         )
 

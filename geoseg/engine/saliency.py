@@ -107,7 +107,7 @@ class TwoPasses:
             mask[window.within(first.source.window)] = above(part, settings.threshold)
         return candidates_of(mask, self._plan.model_scene.shape, settings)
 
-    def write_candidates(self, path: str | os.PathLike[str]) -> None:
+    def write_candidates(self, path: str | os.PathLike[str] | S3Place) -> None:
         """Write the boxes as polygons, with rounds, agreement of the last two masks, pixels found, and why it ended.
 
         Raises:

@@ -6,12 +6,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -20,9 +22,10 @@ from rasterio.io import MemoryFile
 
 from geoseg.errors import OutputError, RunError
 from geoseg.grid import ChunkGrid
+from geoseg.places import S3Place, is_storage
 from geoseg.source import placeless
 
-_RECORD = "run.json"
+RECORD = "run.json"
 _LOCK = "lock"
 _HOLDER = "holder"
 
@@ -38,27 +41,22 @@ class ChunkStore:
         self.folder = Path(folder)
         self.chunks = chunks
 
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return str(self.folder)
+
     def path(self, number: int) -> Path:
         """Return the file of chunk ``number``."""
-        row, col = divmod(number, self.chunks.counts[1])
-        return self.folder / f"r{row:05d}" / f"c{col:05d}.tif"
+        return self.folder / chunk_name(self.chunks, number)
 
     def uncertainty_path(self, number: int) -> Path:
         """Return the file of the uncertainty layers of chunk ``number``."""
-        path = self.path(number)
-        return path.with_name(f"u{path.name[1:]}")
+        return self.folder / uncertainty_name(self.chunks, number)
 
     def done(self) -> set[int]:
         """Return the numbers of the finished chunks."""
-        rows, cols = self.chunks.counts
-        found = set()
-        for folder in self.folder.glob("r*"):
-            row = int(folder.name[1:]) if folder.name[1:].isdigit() else rows
-            for file in folder.glob("c*.tif"):
-                col = int(file.stem[1:]) if file.stem[1:].isdigit() else cols
-                if row < rows and col < cols:
-                    found.add(row * cols + col)
-        return found
+        return chunks_named(self.chunks, (f"{file.parent.name}/{file.name}" for file in self.folder.glob("r*/c*.tif")))
 
     def write(self, number: int, layers: NDArray[np.uint16], uncertainty: NDArray[np.float32] | None = None) -> None:
         """Store the layers (L, H, W) of a chunk: written beside, synced, then renamed.
@@ -92,43 +90,34 @@ class ChunkStore:
             self._sweep()
             yield self.done()
 
+    @contextlib.contextmanager
+    def here(self) -> Iterator[ChunkStore]:
+        """Yield a folder of this machine that holds the finished chunks: this one."""
+        yield self
+
     @property
     def claimed(self) -> bool:
         """Whether the folder is that of some run."""
-        return (self.folder / _RECORD).exists()
+        return (self.folder / RECORD).exists()
 
     def holds(self, fingerprint: str) -> bool:
         """Whether the folder is that of a run, or of none yet."""
-        record = self.folder / _RECORD
-        try:
-            return not record.exists() or json.loads(record.read_text())["fingerprint"] == fingerprint
-        except (ValueError, KeyError, TypeError, OSError):
-            return False
+        record = self.folder / RECORD
+        with contextlib.suppress(OSError):
+            return not record.exists() or is_record_of(record.read_bytes(), fingerprint)
+        return False
 
     def remove(self) -> None:
         """Delete the store and all it holds."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _claim(self, fingerprint: str) -> None:
-        record = self.folder / _RECORD
+        record = self.folder / RECORD
         if record.exists():
-            try:
-                owner = json.loads(record.read_text())["fingerprint"]
-            except (ValueError, KeyError, OSError) as error:
-                raise RunError(f"{record} is damaged: pass --fresh to start this run anew.") from error
-            if owner != fingerprint:
-                raise RunError(
-                    f"{self.folder} holds the chunks of another run (another scene, model, option or version): "
-                    "pass --fresh to throw them away, or give another --workdir."
-                )
+            refuse_other_run(self.place, record.read_bytes(), fingerprint)
             return
-        strangers = [entry.name for entry in self.folder.iterdir() if entry.name not in {_LOCK, _HOLDER}]
-        if strangers:
-            raise RunError(
-                f"{self.folder} is not a work folder of geoseg (it holds {sorted(strangers)[0]!r}): "
-                "give an empty or new folder as --workdir."
-            )
-        write_atomically(record, json.dumps({"fingerprint": fingerprint}).encode())
+        refuse_strangers(self.place, (entry.name for entry in self.folder.iterdir()))
+        write_atomically(record, record_of(fingerprint))
 
     def _sweep(self) -> None:
         """Delete what a killed run left half done; nobody else is at work here while the lock is held."""
@@ -139,7 +128,7 @@ class ChunkStore:
 
     def _empty(self) -> None:
         """Throw away a run's chunks, but only in a folder that a run has claimed."""
-        if not (self.folder / _RECORD).exists():
+        if not (self.folder / RECORD).exists():
             return
         for entry in self.folder.iterdir():
             if entry.is_dir() and entry.name[:1] == "r" and entry.name[1:].isdigit():
@@ -148,6 +137,119 @@ class ChunkStore:
                 entry.unlink()
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+class Store(Protocol):
+    """Where the chunks of a run are kept, see :class:`ChunkStore`; ``place`` is where, for messages."""
+
+    @property
+    def place(self) -> str: ...  # noqa: D102
+
+    @property
+    def claimed(self) -> bool: ...  # noqa: D102
+
+    def done(self) -> set[int]: ...  # noqa: D102
+
+    def write(  # noqa: D102
+        self, number: int, layers: NDArray[np.uint16], uncertainty: NDArray[np.float32] | None = None
+    ) -> None: ...
+
+    def opened(self, fingerprint: str, *, fresh: bool = False) -> AbstractContextManager[set[int]]: ...  # noqa: D102
+
+    def here(self) -> AbstractContextManager[ChunkStore]: ...  # noqa: D102
+
+    def holds(self, fingerprint: str) -> bool: ...  # noqa: D102
+
+    def remove(self) -> None: ...  # noqa: D102
+
+
+def store_at(place: str, chunks: ChunkGrid) -> Store:
+    """Return the store in a folder, or below an ``s3://`` address.
+
+    Raises:
+        OutputError: a damaged address.
+    """
+    if not is_storage(place):
+        return ChunkStore(place, chunks)
+    from geoseg.engine.object_store import ObjectStore
+
+    return ObjectStore(S3Place.parse(place), chunks)
+
+
+def remove_store(place: str) -> None:
+    """Delete a store and all it holds, as far as that is possible; one that is not there is none to delete."""
+    if not is_storage(place):
+        shutil.rmtree(place, ignore_errors=True)
+        return
+    from geoseg.engine.object_store import remove_objects
+
+    remove_objects(S3Place.parse(place))
+
+
+def chunk_name(chunks: ChunkGrid, number: int) -> str:
+    """Return the path of chunk ``number`` inside its store."""
+    row, col = divmod(number, chunks.counts[1])
+    return f"r{row:05d}/c{col:05d}.tif"
+
+
+def uncertainty_name(chunks: ChunkGrid, number: int) -> str:
+    """Return the path of the uncertainty layers of chunk ``number``."""
+    return chunk_name(chunks, number).replace("/c", "/u")
+
+
+def chunks_named(chunks: ChunkGrid, names: Iterable[str]) -> set[int]:
+    """Return the numbers of the chunks among paths inside their store."""
+    rows, cols = chunks.counts
+    found = set()
+    for name in names:
+        match = re.fullmatch(r"r(\d+)/c(\d+)\.tif", name)
+        if match and int(match[1]) < rows and int(match[2]) < cols:
+            found.add(int(match[1]) * cols + int(match[2]))
+    return found
+
+
+def record_of(fingerprint: str) -> bytes:
+    """Return what says that a store is that of a run."""
+    return json.dumps({"fingerprint": fingerprint}).encode()
+
+
+def is_record_of(record: bytes, fingerprint: str) -> bool:
+    """Whether a record says so; a damaged one does not."""
+    try:
+        return bool(json.loads(record)["fingerprint"] == fingerprint)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def refuse_other_run(place: str, record: bytes, fingerprint: str) -> None:
+    """Refuse a store that is that of another run.
+
+    Raises:
+        RunError: it is, or its record is damaged.
+    """
+    try:
+        owner = json.loads(record)["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{place}/{RECORD} is damaged: pass --fresh to start this run anew.") from error
+    if owner != fingerprint:
+        raise RunError(
+            f"{place} holds the chunks of another run (another scene, model, option or version): "
+            "pass --fresh to throw them away, or give another --workdir."
+        )
+
+
+def refuse_strangers(place: str, names: Iterable[str]) -> None:
+    """Refuse a folder of no run that holds anything besides a lock.
+
+    Raises:
+        RunError: it does.
+    """
+    strangers = sorted(set(names) - {_LOCK, _HOLDER})
+    if strangers:
+        raise RunError(
+            f"{place} is not a work folder of geoseg (it holds {strangers[0]!r}): "
+            "give an empty or new folder as --workdir."
+        )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from geoseg.classes import Classes, default_color
 from geoseg.engine.selection import Selection
 from geoseg.geodesy import ground_lengths, pixel_size
+from geoseg.places import Place, place_of
 from geoseg.source import gdal_environment, open_raster, placeless, refuse_truncated, resolve
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Written:
 
 def write_polygons(
     raster: str | os.PathLike[str],
-    out: Path,
+    out: Place,
     classes: Classes,
     *,
     confidence: tuple[str, int] | None,
@@ -176,7 +177,7 @@ def vectorize(
     from geoseg.vector.vectorize import extra_columns
     from geoseg.vector.zonal_spool import Statistic, refuse_same_columns
 
-    target = Path(out)
+    target = place_of(out, new=not overwrite)
     check_output(target, overwrite)
     wanted = [item if isinstance(item, Statistic) else Statistic.parse(item) for item in statistics]
     selection = Selection(

@@ -7,12 +7,12 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from geoseg.outputs.html_page import page, table, text
 from geoseg.outputs.staging import staged, writing
+from geoseg.places import S3Place, as_place
 
 NAMES = ("report.json", "report.csv", "report.html")
 # In the order of the page: what needs a look comes first.
@@ -29,7 +29,7 @@ _COLUMNS = (
 )
 
 
-def write_reports(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> tuple[str, ...]:
+def write_reports(folder: str | os.PathLike[str] | S3Place, record: Mapping[str, Any]) -> tuple[str, ...]:
     """Write ``report.json``, ``report.csv`` and ``report.html`` into ``folder``, replacing them; returns their paths.
 
     Args:
@@ -45,9 +45,10 @@ def write_reports(folder: str | os.PathLike[str], record: Mapping[str, Any]) -> 
         "report.csv": _csv(record),
         "report.html": _html(record),
     }
+    place = as_place(folder)
     paths = []
     for name, content in made.items():
-        path = Path(folder) / name
+        path = place / name
         with staged(path) as temporary, writing(path):
             temporary.write_text(content, encoding="utf-8", newline="")
         paths.append(str(path))

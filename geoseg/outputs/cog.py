@@ -28,6 +28,7 @@ from geoseg.outputs.qgis import (
 )
 from geoseg.outputs.staging import staged, writing
 from geoseg.parsing import read_json
+from geoseg.places import S3Place
 
 # Outside 0 to 1, exact in float32 and equal to itself: every reader can mask it, which NaN cannot claim.
 CONFIDENCE_NODATA = -1.0
@@ -50,7 +51,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def write_label_cog(
-    source: str | os.PathLike[str], path: str | os.PathLike[str], classes: Classes, *, band: int = 1
+    source: str | os.PathLike[str], path: str | os.PathLike[str] | S3Place, classes: Classes, *, band: int = 1
 ) -> None:
     """Write a band of labels as a COG with colours and class names, a PAM file and a QGIS style; replaces ``path``.
 
@@ -66,7 +67,6 @@ def write_label_cog(
     Raises:
         OutputError: ``source`` cannot be read, ``path`` cannot be written, or the disk is full.
     """
-    path = Path(path)
     dtype = "Byte" if classes.nodata <= np.iinfo(np.uint8).max else "UInt16"
     with staged(path) as temporary, writing(path):
         view = _View(source, band, dtype, classes.nodata)
@@ -77,7 +77,9 @@ def write_label_cog(
         write_label_style(temporary, classes, beside=path)
 
 
-def write_confidence_cog(source: str | os.PathLike[str], path: str | os.PathLike[str], *, band: int = 1) -> None:
+def write_confidence_cog(
+    source: str | os.PathLike[str], path: str | os.PathLike[str] | S3Place, *, band: int = 1
+) -> None:
     """Write a band of confidences as a float32 COG from 0 to 1 with a QGIS style; replaces ``path``.
 
     Pixels without an answer are −1, the file's nodata value.  Overviews hold means.
@@ -90,7 +92,6 @@ def write_confidence_cog(source: str | os.PathLike[str], path: str | os.PathLike
     Raises:
         OutputError: ``source`` cannot be read, ``path`` cannot be written, or the disk is full.
     """
-    path = Path(path)
     with staged(path) as temporary, writing(path):
         view = _View(source, band, "Float32", CONFIDENCE_NODATA)
         view.scale(CONFIDENCE_SCALE, STORED_CONFIDENCE_NODATA)
@@ -99,7 +100,9 @@ def write_confidence_cog(source: str | os.PathLike[str], path: str | os.PathLike
         write_confidence_style(temporary, beside=path)
 
 
-def write_uncertainty_cog(source: str | os.PathLike[str], path: str | os.PathLike[str], names: Sequence[str]) -> None:
+def write_uncertainty_cog(
+    source: str | os.PathLike[str], path: str | os.PathLike[str] | S3Place, names: Sequence[str]
+) -> None:
     """Write bands of uncertainty as a float32 COG whose bands have names, with a QGIS style; replaces ``path``.
 
     Pixels without an answer are −1, the file's nodata value.  Overviews hold means.
@@ -112,7 +115,6 @@ def write_uncertainty_cog(source: str | os.PathLike[str], path: str | os.PathLik
     Raises:
         OutputError: ``source`` cannot be read, ``path`` cannot be written, or the disk is full.
     """
-    path = Path(path)
     with staged(path) as temporary, writing(path):
         view = _View(source, 1, "Float32", UNCERTAINTY_NODATA)
         view.name(names[0])
@@ -135,7 +137,6 @@ def write_structure_cog(source: str | os.PathLike[str], path: str | os.PathLike[
     Raises:
         OutputError: ``source`` cannot be read, ``path`` cannot be written, or the disk is full.
     """
-    path = Path(path)
     with staged(path) as temporary, writing(path):
         view = _View(source, 1, "Float32", math.nan)
         view.name(STRUCTURE_BANDS[0])

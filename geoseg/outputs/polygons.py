@@ -16,6 +16,7 @@ from geoseg.outputs.attributes import Attributes, grouped
 from geoseg.outputs.geojson import GeoJSON, GeoJSONSequence, check_lonlat
 from geoseg.outputs.qgis import write_vector_style
 from geoseg.outputs.staging import check_place, staged, writing
+from geoseg.places import S3Place, as_place
 from geoseg.vector.features import Features
 
 
@@ -69,7 +70,7 @@ def suffixes() -> tuple[str, ...]:
     return tuple(_FORMATS)
 
 
-def is_lonlat(path: str | os.PathLike[str]) -> bool:
+def is_lonlat(path: str | os.PathLike[str] | S3Place) -> bool:
     """Whether polygons in ``path`` are written as WGS 84 longitude and latitude rather than in the scene's CRS.
 
     Raises:
@@ -79,7 +80,10 @@ def is_lonlat(path: str | os.PathLike[str]) -> bool:
 
 
 def check_output(
-    path: str | os.PathLike[str], overwrite: bool = False, crs: pyproj.CRS | None = None, placeless: bool = False
+    path: str | os.PathLike[str] | S3Place,
+    overwrite: bool = False,
+    crs: pyproj.CRS | None = None,
+    placeless: bool = False,
 ) -> None:
     """Refuse an output that could not be written, before work starts.
 
@@ -98,15 +102,15 @@ def check_output(
     if placeless and chosen.lonlat:
         raise OutputError(_no_lonlat(path))
     if crs is not None and chosen.lonlat:
-        check_lonlat(crs, path)
+        check_lonlat(crs, str(path))
     if chosen.arrow:
         from geoseg.outputs.tables import check_parquet
 
-        check_parquet(path)
+        check_parquet(str(path))
 
 
 def write_features(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | S3Place,
     batches: Iterable[Features],
     *,
     classes: Classes,
@@ -139,7 +143,6 @@ def write_features(
         OutputError: unknown suffix, unwritable place, full disk, or a CRS that the format cannot hold.
         LabelsError: a polygon whose label value belongs to no class.
     """
-    path = Path(path)
     chosen = _format(path)
     if crs is None and chosen.lonlat:
         raise OutputError(_no_lonlat(path))
@@ -162,18 +165,16 @@ def write_features(
     return count
 
 
-def _no_lonlat(path: str | os.PathLike[str]) -> str:
+def _no_lonlat(path: str | os.PathLike[str] | S3Place) -> str:
     return (
-        f"{os.fspath(path)} needs longitude and latitude, which pixel coordinates do not have: "
+        f"{path} needs longitude and latitude, which pixel coordinates do not have: "
         "write a GeoPackage (.gpkg), FlatGeobuf (.fgb) or GeoParquet (.parquet)."
     )
 
 
-def _format(path: str | os.PathLike[str]) -> Format:
-    suffix = Path(path).suffix.lower()
+def _format(path: str | os.PathLike[str] | S3Place) -> Format:
+    suffix = as_place(path).suffix.lower()
     if suffix not in _FORMATS:
         known = ", ".join(_FORMATS)
-        raise OutputError(
-            f"{os.fspath(path)} has {f'the suffix {suffix!r}' if suffix else 'no suffix'}: use one of {known}."
-        )
+        raise OutputError(f"{path} has {f'the suffix {suffix!r}' if suffix else 'no suffix'}: use one of {known}.")
     return _FORMATS[suffix]

@@ -20,6 +20,7 @@ import pyproj
 
 from geoseg.classes import Classes, LabelClass
 from geoseg.outputs.staging import staged, writing
+from geoseg.places import Place, S3Place, as_place, below
 
 Kind = Literal["polygons", "labels", "confidence", "uncertainty"]
 
@@ -46,7 +47,7 @@ class Layer:
         title: its name in QGIS, by default the file's stem and kind.
     """
 
-    path: Path
+    path: Place
     kind: Kind
     crs: pyproj.CRS
     classes: Classes | None = None
@@ -68,7 +69,9 @@ def confidence_style(band: int = 1) -> str:
     return _document("AllStyleCategories", [_pipe(_ramp_renderer(_CONFIDENCE_RAMP, band))])
 
 
-def write_vector_style(path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] = "") -> Path:
+def write_vector_style(
+    path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] | S3Place = ""
+) -> Path:
     """Write the style of the polygons in ``path`` beside it and return its path.
 
     Args:
@@ -79,40 +82,42 @@ def write_vector_style(path: str | os.PathLike[str], classes: Classes, beside: s
     Raises:
         OutputError: the file cannot be written.
     """
-    return _write_style(Path(path), _vector_renderer(classes), Path(beside or path))
+    return _write_style(Path(path), _vector_renderer(classes), as_place(beside or path))
 
 
-def write_label_style(path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] = "") -> Path:
+def write_label_style(
+    path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] | S3Place = ""
+) -> Path:
     """Write the style of the label raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_label_renderer(classes, 1)), Path(beside or path))
+    return _write_style(Path(path), _pipe(_label_renderer(classes, 1)), as_place(beside or path))
 
 
-def write_confidence_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
+def write_confidence_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] | S3Place = "") -> Path:
     """Write the style of the confidence raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_ramp_renderer(_CONFIDENCE_RAMP, 1)), Path(beside or path))
+    return _write_style(Path(path), _pipe(_ramp_renderer(_CONFIDENCE_RAMP, 1)), as_place(beside or path))
 
 
-def write_uncertainty_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
+def write_uncertainty_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] | S3Place = "") -> Path:
     """Write the style of the uncertainty raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 1)), Path(beside or path))
+    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 1)), as_place(beside or path))
 
 
-def write_structure_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] = "") -> Path:
+def write_structure_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] | S3Place = "") -> Path:
     """Write the style of the structural comparison ``path``: its third band, the distance; see the functions above."""
-    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 3)), Path(beside or path))
+    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 3)), as_place(beside or path))
 
 
-def layer_name(path: str | os.PathLike[str]) -> str:
+def layer_name(path: str | os.PathLike[str] | S3Place) -> str:
     """Return the name of the layer in ``path``: the file's stem as a plain identifier.
 
     >>> layer_name("runs/2024 fields.gpkg")
     'polygons_2024_fields'
     """
-    name = re.sub(r"\W+", "_", Path(path).stem).strip("_")
+    name = re.sub(r"\W+", "_", as_place(path).stem).strip("_")
     return f"polygons_{name}" if _RESERVED.match(name) else name or "polygons"
 
 
-def write_layer_definition(path: str | os.PathLike[str], layers: Sequence[Layer]) -> None:
+def write_layer_definition(path: str | os.PathLike[str] | S3Place, layers: Sequence[Layer]) -> None:
     """Write a ``.qlr`` that brings several styled layers at once, the first on top.
 
     Files in its folder are named relative to it, so the folder may be moved.
@@ -120,7 +125,7 @@ def write_layer_definition(path: str | os.PathLike[str], layers: Sequence[Layer]
     Raises:
         OutputError: the file cannot be written.
     """
-    path = Path(path)
+    path = as_place(path)
     root = ET.Element("qlr")
     group = ET.SubElement(root, "layer-tree-group", name="", checked="Qt::Checked", expanded="1")
     maps = ET.SubElement(root, "maplayers")
@@ -178,13 +183,13 @@ def add_layer_style(connection: sqlite3.Connection, layer: str, classes: Classes
     )
 
 
-def _write_style(path: Path, part: ET.Element, beside: Path) -> Path:
+def _write_style(path: Path, part: ET.Element, beside: Place) -> Path:
     """Write ``part`` beside ``path``, with what an older style beside ``beside`` says about the other kind of layer."""
     target = path.with_suffix(".qml")
     other = {"renderer-v2": "pipe", "pipe": "renderer-v2"}[part.tag]
     parts = [part]
     try:
-        kept = ET.parse(beside.with_suffix(".qml")).getroot().find(other)
+        kept = ET.fromstring(_content(beside.with_suffix(".qml"))).find(other)
         parts += [kept] if kept is not None else []
     except (OSError, ET.ParseError):
         pass  # none there, or not XML: a new one takes its place
@@ -193,6 +198,15 @@ def _write_style(path: Path, part: ET.Element, beside: Path) -> Path:
         text = _document(categories if len(parts) == 1 else "AllStyleCategories", sorted(parts, key=lambda e: e.tag))
         temporary.write_text(text, encoding="utf-8", newline="\n")
     return target
+
+
+def _content(place: Place) -> bytes:
+    """Return what a style holds, nothing where there is none."""
+    if isinstance(place, S3Place):
+        from geoseg.object_storage import read
+
+        return read(place) or b""
+    return place.read_bytes() if place.is_file() else b""
 
 
 def _document(categories: str, parts: Sequence[ET.Element]) -> str:
@@ -283,11 +297,11 @@ def _ramp_renderer(ramp: Sequence[tuple[float, str]], band: int) -> ET.Element:
     return renderer
 
 
-def _source(layer: Layer, folder: Path) -> str:
+def _source(layer: Layer, folder: Place) -> str:
     try:
-        name = "./" + layer.path.absolute().relative_to(folder.absolute()).as_posix()
+        name = "./" + below(layer.path, folder)
     except ValueError:
-        name = str(layer.path.absolute())
+        name = layer.path.gdal_name if isinstance(layer.path, S3Place) else str(layer.path.absolute())
     # A GeoPackage also holds the table of its styles.
     return f"{name}|layername={layer_name(layer.path)}" if layer.path.suffix.lower() == ".gpkg" else name
 

@@ -25,6 +25,7 @@ from geoseg.errors import OutputError
 from geoseg.geodesy import projection
 from geoseg.outputs.lonlat import LonLat
 from geoseg.outputs.staging import staged, writing
+from geoseg.places import Place, S3Place, as_place
 
 VERSION = "1.1.0"
 COLLECTION = "collection.json"
@@ -98,7 +99,7 @@ class ItemNote:
     geobox: GeoBox
     pixel_m: float
     classes: Classes
-    files: Mapping[str, Path]
+    files: Mapping[str, Place]
     model: ModelNote
     source: str
     item: str | None = None
@@ -107,13 +108,13 @@ class ItemNote:
     areas_m2: Mapping[str, float] = field(default_factory=dict)
 
 
-def write_item(path: str | os.PathLike[str], note: ItemNote) -> dict[str, Any]:
+def write_item(path: str | os.PathLike[str] | S3Place, note: ItemNote) -> dict[str, Any]:
     """Write the item of a scene, replacing ``path``, in a folder inside that of the collection; returns it.
 
     Raises:
         OutputError: it cannot be written.
     """
-    path = Path(path)
+    path = as_place(path)
     geometry, bbox = footprint(note.geobox, note.pixel_m)
     made = _now()
     crs = projection(note.geobox)
@@ -152,7 +153,9 @@ def write_item(path: str | os.PathLike[str], note: ItemNote) -> dict[str, Any]:
 _UP = ("root", "parent", "collection")
 
 
-def write_collection(folder: str | os.PathLike[str], items: Sequence[Mapping[str, Any]], model: ModelNote) -> None:
+def write_collection(
+    folder: str | os.PathLike[str] | S3Place, items: Sequence[Mapping[str, Any]], model: ModelNote
+) -> None:
     """Write the collection of items into ``folder``, each at ``<id>/<id>.json`` below it; replaces what is there.
 
     Args:
@@ -163,13 +166,13 @@ def write_collection(folder: str | os.PathLike[str], items: Sequence[Mapping[str
     Raises:
         OutputError: it cannot be written.
     """
-    path = Path(folder) / COLLECTION
+    place = folder if isinstance(folder, S3Place) else Path(folder).absolute()
     times = sorted(time for item in items for time in _span(item["properties"]))
     boxes = [item["bbox"] for item in items if "bbox" in item]
     assets: dict[str, Any] = {}
     if model.path is not None:
         assets["model"] = {
-            "href": os.path.relpath(model.path, Path(folder).absolute()),
+            "href": _href(model.path, place),
             "title": f"The model {model.name}",
             "type": "application/octet-stream; application=safetensors",
             "roles": ["mlm:model", "mlm:weights"],
@@ -182,7 +185,7 @@ def write_collection(folder: str | os.PathLike[str], items: Sequence[Mapping[str
         "type": "Collection",
         "stac_version": VERSION,
         "stac_extensions": [_PROCESSING, _MLM] if assets else [_PROCESSING],
-        "id": Path(folder).absolute().name,
+        "id": place.name,
         "title": f"Segmented with {model.name}",
         "description": f"{len(items)} scenes, segmented with the model {model.name} by geoseg {__version__}.",
         "license": "other",
@@ -200,7 +203,7 @@ def write_collection(folder: str | os.PathLike[str], items: Sequence[Mapping[str
         ],
         **({"assets": assets} if assets else {}),
     }
-    _write(path, record)
+    _write(place / COLLECTION, record)
 
 
 def footprint(geobox: GeoBox, pixel_m: float) -> tuple[dict[str, Any] | None, list[float] | None]:
@@ -227,7 +230,7 @@ def footprint(geobox: GeoBox, pixel_m: float) -> tuple[dict[str, Any] | None, li
     return geometry, [west, south, east, north]
 
 
-def _asset(kind: str, file: Path, note: ItemNote) -> dict[str, Any]:
+def _asset(kind: str, file: Place, note: ItemNote) -> dict[str, Any]:
     record: dict[str, Any] = {
         "href": f"./{file.name}",
         "title": _TITLES[kind],
@@ -252,8 +255,15 @@ def _asset(kind: str, file: Path, note: ItemNote) -> dict[str, Any]:
     return record
 
 
-def _origins(note: ItemNote, folder: Path) -> list[dict[str, str]]:
-    href = note.source if "://" in note.source else os.path.relpath(note.source, folder.absolute())
+def _href(name: str, folder: Place) -> str:
+    """Return how a file or address is referred to from a folder."""
+    if "://" in name:
+        return name
+    return Path(name).absolute().as_uri() if isinstance(folder, S3Place) else os.path.relpath(name, folder.absolute())
+
+
+def _origins(note: ItemNote, folder: Place) -> list[dict[str, str]]:
+    href = _href(note.source, folder)
     links = [{"rel": "via", "href": href, "title": "The scene"}]
     if note.item is not None:
         links.append({"rel": "derived_from", "href": note.item, "type": "application/geo+json"})
@@ -303,6 +313,6 @@ def _slug(name: str, what: str) -> str:
     return plain if re.match(r"[A-Za-z].*[0-9A-Za-z]$", plain) else f"{what}-{plain or 'x'}"
 
 
-def _write(path: Path, record: Mapping[str, Any]) -> None:
+def _write(path: Place, record: Mapping[str, Any]) -> None:
     with staged(path) as temporary, writing(path):
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

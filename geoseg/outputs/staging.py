@@ -1,7 +1,8 @@
 """Writing beside and renaming: a file under its final name is always whole, and a failed write leaves nothing.
 
 An output is made in a hidden folder next to its place, under its own name, together with what belongs beside it (a
-style, a PAM file).  At the end the files are renamed into place, the output itself last.
+style, a PAM file).  At the end the files are renamed into place, the output itself last.  What goes to object storage
+is made in the folder for temporary files, and put in the same order.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from geoseg.errors import GeosegError, OutputError, one_line
+from geoseg.places import Place, S3Place, as_place, place_of
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FULL_TEXT = re.compile(r"no space left|(disk|database) (or disk )?is full|disk full|quota exceeded|SQLITE_FULL", re.I)
@@ -28,13 +30,21 @@ _NO_SPACE_BYTES = 64 * 1024
 _STALE = ("-wal", "-shm", "-journal", ".aux.xml")
 
 
-def check_place(path: str | os.PathLike[str], overwrite: bool) -> None:
+def check_place(path: str | os.PathLike[str] | S3Place, overwrite: bool) -> None:
     """Refuse a place where ``path`` could not be written, before work starts.
 
     Raises:
-        OutputError: the file exists and ``overwrite`` is False, or its folder is missing or not writable.
+        OutputError: the file exists and ``overwrite`` is False, its folder or bucket is missing or not writable, or it
+            is an address and not yet a place: what is written there goes to a folder only.
     """
-    path = Path(path)
+    if isinstance(path, S3Place):
+        from geoseg.outputs.uploading import check_object
+
+        check_object(path, overwrite)
+        return
+    path = place_of(path)
+    if isinstance(path, S3Place):
+        raise OutputError(f"{path} is in object storage, where this is not written to: give a path, and copy the file.")
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the output a file name.")
@@ -49,27 +59,32 @@ def check_place(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 @contextmanager
-def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path of the same name; what lies in its folder is renamed to the place of ``path`` at the end.
+def staged(path: str | os.PathLike[str] | S3Place) -> Iterator[Path]:
+    """Yield a temporary path of the same name; what lies in its folder is brought to the place of ``path`` at the end.
 
-    When the block fails in any way, nothing is renamed, an older file stays as it was, and the temporary folder goes.
+    When the block fails in any way, nothing is brought, an older file stays as it was, and the temporary folder goes.
 
     Raises:
-        OutputError: the place is not writable, or the disk is full.
+        OutputError: the place is not writable, the disk is full, or object storage does not take the file.
     """
-    path = Path(path)
+    path = as_place(path)
     with writing(path):
         folder = _hidden_folder(path)
     try:
         yield folder / path.name
         with writing(path):
-            _publish(folder, path)
+            if isinstance(path, S3Place):
+                from geoseg.outputs.uploading import upload
+
+                upload(folder, path)
+            else:
+                _publish(folder, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: str | os.PathLike[str] | S3Place) -> Iterator[None]:
     """Turn what the system, GDAL, SQLite or Arrow say about a failed write inside the block into one sentence.
 
     Raises:
@@ -80,15 +95,20 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except GeosegError:
         raise
     except (OSError, RuntimeError, sqlite3.Error) as error:  # pyogrio's and pyarrow's errors are among these
-        raise _explained(error, Path(path)) from error
+        raise _explained(error, place_of(path)) from error
     except Exception as error:
         if not type(error).__module__.startswith(("rasterio", "pyogrio", "pyarrow")):
             raise
-        raise _explained(error, Path(path)) from error
+        raise _explained(error, place_of(path)) from error
 
 
-def _hidden_folder(path: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent))
+def _hidden_folder(path: Place) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=_folder(path)))
+
+
+def _folder(path: Place) -> Path:
+    """Return the folder in which ``path`` is made."""
+    return Path(tempfile.gettempdir()) if isinstance(path, S3Place) else path.parent
 
 
 def _publish(folder: Path, path: Path) -> None:
@@ -100,8 +120,8 @@ def _publish(folder: Path, path: Path) -> None:
     os.replace(folder / path.name, path)
 
 
-def _explained(error: BaseException, path: Path) -> OutputError:
-    folder = path.parent
+def _explained(error: BaseException, path: Place) -> OutputError:
+    folder = _folder(path)
     if _is_full(error, folder):
         return OutputError(
             f"{path} could not be written because the disk is full: free some space in {folder.absolute()}, "

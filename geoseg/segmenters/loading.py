@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from geoseg import __version__
 from geoseg.bundle import Bundle, file_digest, read_bundle, write_bundle
+from geoseg.cache import cache_folder
 from geoseg.errors import BundleError, OutputError, one_line, unknown_name
 from geoseg.fetching import without_secrets
 
@@ -104,12 +105,6 @@ def resolve_bundle(path: str | os.PathLike[str]) -> str:
         "give the path or URL of a bundle, make one with `geoseg init`, or segment without a model (`geoseg cluster`)"
     )
     raise BundleError(f"{unknown_name('shipped model', name, known)} Or {ways}.")
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded bundles: ``$GEOSEG_CACHE``, or ``~/.cache/geoseg``."""
-    given = os.environ.get("GEOSEG_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "geoseg"
 
 
 def _is_name(text: str) -> bool:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from geoseg.bundle import write_bundle
+from geoseg.cache import cache_folder
 from geoseg.classes import Classes
 from geoseg.errors import BundleError
-from geoseg.segmenters.loading import cache_folder, load, resolve_bundle
+from geoseg.segmenters.loading import load, resolve_bundle
 from geoseg.segmenters.network import PlainNetwork, new_bundle
 
 CLASSES = Classes.parse("background,road")
