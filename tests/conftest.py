@@ -211,7 +211,7 @@ class Storage:
     def __truediv__(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         """Return the keys that begin with ``prefix``, in order."""
         answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for item in answer.get("Contents", ())]

@@ -27,6 +27,7 @@ from geoseg.engine.run import Progress, Tally, run_chunks
 from geoseg.engine.store import ChunkStore
 from geoseg.geodesy import pixel_size, projection
 from geoseg.grid import ChunkGrid, TileGrid
+from geoseg.places import S3Place
 from geoseg.segmenters.candidates import Candidates, above, candidates_of
 from geoseg.vector.features import Features
 from geoseg.vector.measures import measure

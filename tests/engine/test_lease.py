@@ -1,0 +1,63 @@
+"""A folder in S3 storage is one process's at a time, and free again when that process is gone, however it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from geoseg.engine.lease import LEASE_S, leased
+from geoseg.errors import RunError
+from geoseg.places import S3Place
+from tests.conftest import Storage
+
+HOLD = "from geoseg.engine.lease import leased\nfrom geoseg.places import place_of\nimport sys, time\n" + (
+    "with leased(place_of(sys.argv[1]), ''):\n    print('held', flush=True)\n    time.sleep(600)\n"
+)
+
+
+def test_a_folder_that_was_let_go_of_is_free_at_once(storage: Storage) -> None:
+    folder = S3Place(storage.bucket, "work")
+    started = time.time()
+    for _ in range(2):
+        with leased(folder, "") as lease:
+            lease.check()
+            record = json.loads(storage.get("work/lock"))
+            assert record["holder"].startswith(f"process {os.getpid()} on ")
+            assert not record["released"]
+        assert json.loads(storage.get("work/lock"))["released"]
+    with leased(folder, ""):
+        storage.client.delete_object(Bucket=storage.bucket, Key="work/lock")
+    assert storage.names() == []
+    assert time.time() - started < LEASE_S
+
+
+@pytest.mark.slow
+def test_a_folder_is_held_while_its_holder_lives_and_taken_over_when_it_was_killed(storage: Storage) -> None:
+    folder = S3Place(storage.bucket, "work")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    told = rf"^{folder} is in use by process {holder.pid} on .*: wait for that run to end, or go elsewhere\.$"
+    with pytest.raises(RunError, match=told), leased(folder, "go elsewhere"):
+        pass
+    holder.kill()
+    holder.wait()
+    with leased(folder, "") as lease:
+        lease.check()
+        assert f"process {os.getpid()} " in json.loads(storage.get("work/lock"))["holder"]
+
+
+@pytest.mark.slow
+def test_a_holder_learns_that_another_took_over(storage: Storage) -> None:
+    with leased(S3Place(storage.bucket, "work"), "") as lease:
+        storage.put("work/lock", b"another's")
+        deadline = time.monotonic() + LEASE_S
+        with pytest.raises(RunError, match="was taken over by another run"):
+            while time.monotonic() < deadline:
+                lease.check()
+                time.sleep(0.1)
+    assert storage.get("work/lock") == b"another's"
