@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from geoseg.engine.lease import LEASE_S, leased
+from geoseg.engine.lease import LEASE_S, Lease, leased
 from geoseg.errors import RunError
 from geoseg.places import S3Place
 from tests.conftest import Storage
@@ -51,13 +51,18 @@ def test_a_folder_is_held_while_its_holder_lives_and_taken_over_when_it_was_kill
         assert f"process {os.getpid()} " in json.loads(storage.get("work/lock"))["holder"]
 
 
+def check_until(lease: Lease, deadline: float) -> None:
+    """Look at a lease again and again."""
+    while time.monotonic() < deadline:
+        lease.check()
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_holder_learns_that_another_took_over(storage: Storage) -> None:
     with leased(S3Place(storage.bucket, "work"), "") as lease:
         storage.put("work/lock", b"another's")
         deadline = time.monotonic() + LEASE_S
         with pytest.raises(RunError, match="was taken over by another run"):
-            while time.monotonic() < deadline:
-                lease.check()
-                time.sleep(0.1)
+            check_until(lease, deadline)
     assert storage.get("work/lock") == b"another's"
