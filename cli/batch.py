@@ -67,9 +67,9 @@ def command(
     SCENES are rasters (paths, URLs, globs), folders of VRTs or rasters, lists (.txt with a path a line, .csv with a
     column scene and perhaps name), and STAC item collections (.json, or the URL of a search).
 
-    The workers take the scenes in order; a scene that fails is told, and the others go on.  OUTDIR gets report.json,
-    report.csv and report.html, and a STAC collection.  The same command again does only what is missing.  The exit
-    code is 0 when all scenes are done, and 1 when any is not.
+    The workers take the scenes in order; a scene that fails is told, and the others go on.  OUTDIR, a folder or an
+    s3:// address, gets report.json, report.csv and report.html, and a STAC collection.  The same command again does
+    only what is missing.  The exit code is 0 when all scenes are done, and 1 when any is not.
 
     \b
     Example:

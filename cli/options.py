@@ -160,7 +160,12 @@ _RUN = (
         is_flag=True,
         help="Let a VRT that you trust refer to files outside of its folder, and a raster to servers.",
     ),
-    click.option("--workdir", type=click.Path(), metavar="DIR", help="Where finished chunks are kept until the end."),
+    click.option(
+        "--workdir",
+        type=click.Path(),
+        metavar="DIR",
+        help="Where finished chunks are kept until the end; a folder or s3://bucket/name.",
+    ),
     click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the work folder."),
 )
 

@@ -40,8 +40,9 @@ from geoseg_cli.report import say_note, say_report
 def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
     """Segment SCENE with a model and write class polygons to OUT.
 
-    OUT's suffix chooses the format: .geojson .geojsonl .gpkg .fgb .parquet, or .tif for labels only.  A .qml beside
-    it makes QGIS open it with names and colours.  An interrupted run goes on where it stopped when started again.
+    OUT's suffix chooses the format: .geojson .geojsonl .gpkg .fgb .parquet, or .tif for labels only.  Outputs may be
+    paths or s3:// addresses.  A .qml beside OUT makes QGIS open it with names and colours.  An interrupted run goes on
+    where it stopped when started again.
 
     \b
     Example:

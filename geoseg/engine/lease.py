@@ -60,21 +60,13 @@ class Lease:
         """
         first: _Seen | None = None
         deadline = time.monotonic() + 2 * LEASE_S
-        while True:
-            try:
-                found = _found(self._place)
-                if found is None:
-                    self._tag = put(self._place, self._record(), new=True)
-                    break
-                if found.released or found.age_s > LEASE_S:
-                    self._tag = put(self._place, self._record(), match=found.tag)
-                    break
-            except TakenError:
-                continue  # somebody else was faster: look again
+        while not self._taken(found := _found(self._place)):
             first = first or found
-            if found.tag != first.tag or time.monotonic() > deadline:
+            renewed = found is not None and first is not None and found.tag != first.tag
+            if renewed or time.monotonic() > deadline:
+                holder = "another process" if found is None else found.holder
                 folder = self._place.parent
-                raise RunError(f"{folder} is in use by {found.holder}: wait for that run to end, or {self._way_out}.")
+                raise RunError(f"{folder} is in use by {holder}: wait for that run to end, or {self._way_out}.")
             time.sleep(_LOOKED_AT_EVERY_S)
         self._thread.start()
 
@@ -97,6 +89,17 @@ class Lease:
         if not self._lost.is_set():
             with suppress(OutputError):  # it becomes free by itself
                 put(self._place, self._record(released=True), match=self._tag)
+
+    def _taken(self, found: _Seen | None) -> bool:
+        """Take the lock if it is free as it was found; False where it is not, or somebody else was faster."""
+        if found is not None and not found.released and found.age_s <= LEASE_S:
+            return False
+        match = None if found is None else found.tag
+        try:
+            self._tag = put(self._place, self._record(), new=found is None, match=match)
+        except TakenError:
+            return False
+        return True
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_EVERY_S):

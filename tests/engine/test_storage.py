@@ -20,6 +20,7 @@ from geoseg.errors import ConfigError, OutputError, RunError
 from geoseg.places import S3Place
 from tests.conftest import Storage
 from tests.engine.conftest import OUTPUTS, predict_command
+from tests.engine.test_clustering import QUICK
 
 DASK = (sys.executable, "-m", "dask")
 
@@ -75,7 +76,7 @@ def test_every_format_of_polygons_goes_there(
 
 
 def test_segments_go_there(storage: Storage, tmp_path: Path, part: Path) -> None:
-    settings = {"segments": 3, "steps": 2}
+    settings = QUICK["feature-clustering"]
     geoseg.cluster(part, tmp_path / "out.gpkg", settings=settings)
     geoseg.cluster(part, storage / "out.gpkg", settings=settings)
     assert storage.get("out.gpkg") == (tmp_path / "out.gpkg").read_bytes()
