@@ -42,7 +42,8 @@ def storage_faults(place: S3Place) -> Iterator[None]:
         OutputError: another fault, or boto3 is not installed.
     """
     try:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+        from botocore.exceptions import ConnectionError as NoConnectionError
     except ImportError as error:
         raise OutputError(f"{place} needs boto3, which is not installed: run `pip install geoseg[s3]`.") from error
     try:
@@ -51,7 +52,7 @@ def storage_faults(place: S3Place) -> Iterator[None]:
         raise
     except ClientError as error:
         raise _refused(error, place) from error
-    except HTTPClientError as error:
+    except (HTTPClientError, NoConnectionError, IncompleteReadError) as error:
         raise UnansweredError(_silent(place, one_line(error))) from error
     except (BotoCoreError, ValueError) as error:
         raise OutputError(_unset(error, place)) from error

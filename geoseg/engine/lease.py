@@ -11,13 +11,14 @@ import socket
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from geoseg.errors import OutputError, RunError
+from geoseg.errors import GeosegWarning, OutputError, RunError
 from geoseg.object_storage import look, put
 from geoseg.places import S3Place
 from geoseg.storage_faults import TakenError
@@ -54,6 +55,8 @@ class Lease:
     def acquire(self) -> None:
         """Take the lock, once it is free; that of a process that was killed is free after :data:`LEASE_S` seconds.
 
+        While it waits to see which it is, it says so in a warning.
+
         Raises:
             RunError: another process holds it.
             OutputError: the storage does not answer, or refuses.
@@ -61,7 +64,14 @@ class Lease:
         first: _Seen | None = None
         deadline = time.monotonic() + 2 * LEASE_S
         while not self._taken(found := _found(self._place)):
-            first = first or found
+            if first is None and found is not None:
+                first = found
+                warnings.warn(
+                    f"{self._place.parent} is held by {found.holder}: waiting up to {LEASE_S:.0f} seconds to see "
+                    "whether that run still lives.",
+                    GeosegWarning,
+                    stacklevel=2,
+                )
             renewed = found is not None and first is not None and found.tag != first.tag
             if renewed or time.monotonic() > deadline:
                 holder = "another process" if found is None else found.holder

@@ -16,6 +16,7 @@ from geoseg.errors import OutputError, RunError
 from geoseg.places import S3Place
 from tests.conftest import Storage
 from tests.engine.test_batch import by_status, write_scenes
+from tests.engine.test_lease import waiting
 
 OPTIONS = {"layers": ("labels", "confidence"), "chunk": 100}
 
@@ -110,6 +111,7 @@ def test_a_damaged_record_is_told(storage: Storage, scenes: Path, plain: Path) -
 def test_a_folder_in_use_is_refused(storage: Storage, scenes: Path, plain: Path) -> None:
     with (
         leased(S3Place(storage.bucket, "all/out/.geoseg"), ""),
+        waiting(),
         pytest.raises(RunError, match=r"is in use by process .*give this one another output folder"),
     ):
         run(storage, scenes, plain)

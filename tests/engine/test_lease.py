@@ -7,17 +7,23 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 
 import pytest
 
 from geoseg.engine.lease import LEASE_S, Lease, leased
-from geoseg.errors import RunError
+from geoseg.errors import GeosegWarning, RunError
 from geoseg.places import S3Place
 from tests.conftest import Storage
 
 HOLD = "from geoseg.engine.lease import leased\nfrom geoseg.places import place_of\nimport sys, time\n" + (
     "with leased(place_of(sys.argv[1]), ''):\n    print('held', flush=True)\n    time.sleep(600)\n"
 )
+
+
+def waiting() -> AbstractContextManager[object]:
+    """Return what sees that a wait is told."""
+    return pytest.warns(GeosegWarning, match="waiting up to 30 seconds to see whether that run still lives")
 
 
 def test_a_folder_that_was_let_go_of_is_free_at_once(storage: Storage) -> None:
@@ -42,11 +48,11 @@ def test_a_folder_is_held_while_its_holder_lives_and_taken_over_when_it_was_kill
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     told = rf"^{folder} is in use by process {holder.pid} on .*: wait for that run to end, or go elsewhere\.$"
-    with pytest.raises(RunError, match=told), leased(folder, "go elsewhere"):
+    with waiting(), pytest.raises(RunError, match=told), leased(folder, "go elsewhere"):
         pass
     holder.kill()
     holder.wait()
-    with leased(folder, "") as lease:
+    with waiting(), leased(folder, "") as lease:
         lease.check()
         assert f"process {os.getpid()} " in json.loads(storage.get("work/lock"))["holder"]
 

@@ -21,6 +21,7 @@ from geoseg.places import S3Place
 from tests.conftest import Storage
 from tests.engine.conftest import OUTPUTS, predict_command
 from tests.engine.test_clustering import QUICK
+from tests.engine.test_lease import waiting
 
 DASK = (sys.executable, "-m", "dask")
 
@@ -155,7 +156,7 @@ def test_a_key_that_leads_elsewhere_is_not_followed(
 @pytest.mark.slow
 def test_a_store_in_use_is_refused(storage: Storage, tmp_path: Path, town: Path, plain: Path) -> None:
     told = rf"^{storage / 'work'} is in use by process {os.getpid()} on .*give this one another --workdir"
-    with leased(S3Place(storage.bucket, "work"), ""), pytest.raises(RunError, match=told):
+    with leased(S3Place(storage.bucket, "work"), ""), waiting(), pytest.raises(RunError, match=told):
         geoseg.predict(town, tmp_path / "out.gpkg", plain, workdir=storage / "work")
     geoseg.predict(town, tmp_path / "out.gpkg", plain, workdir=storage / "work")
 
