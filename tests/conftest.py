@@ -229,32 +229,38 @@ class Storage:
         return len(self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", ()))
 
 
+@pytest.fixture(scope="session")
+def s3_client(s3_server: str) -> Any:
+    """A client of that server."""
+    import boto3
+
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+    return boto3.session.Session(**keys).client("s3", endpoint_url=s3_server)
+
+
 _BUCKETS = itertools.count()
 
 
 @pytest.fixture
-def storage(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(s3_server: str, s3_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A new bucket, and the environment that leads to it; what is kept on this machine lies in ``tmp_path/cache``."""
-    import boto3
-
     for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_MAX_ATTEMPTS": "2",
         "GEOSEG_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    client = boto3.session.Session().client("s3", endpoint_url=s3_server)
     bucket = f"bucket-{next(_BUCKETS)}"
-    client.create_bucket(Bucket=bucket)
-    return Storage(s3_server, bucket, client)
+    s3_client.create_bucket(Bucket=bucket)
+    return Storage(s3_server, bucket, s3_client)
 
 
 @pytest.fixture
