@@ -42,6 +42,7 @@ def storage_faults(place: S3Place) -> Iterator[None]:
         OutputError: another fault, or boto3 is not installed.
     """
     try:
+        import boto3  # noqa: F401 - without it there is no client
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
         from botocore.exceptions import ConnectionError as NoConnectionError
     except ImportError as error:
