@@ -14,13 +14,9 @@ from geoseg.fetching import without_secrets
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(//?)", re.I)
 _KNOWN = {"s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "ftp", "file", "hdfs"}
 _WAYS: dict[str, str] = {
-    "gs": "Google Cloud Storage also speaks S3: set AWS_ENDPOINT_URL=https://storage.googleapis.com and HMAC keys, and "
-    "give s3://bucket/name",
-    "az": "give a path or s3://bucket/name, and copy it from there",
-    "http": "give a path or s3://bucket/name",
+    **dict.fromkeys(("http", "https"), "give a path or s3://bucket/name"),
     "file": "give it as a path",
 }
-_ALIKE = {"gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ def place_of(path: str | os.PathLike[str] | S3Place, *, new: bool = False) -> Pl
         raise OutputError(f"{text} has lost a slash, as addresses do in a Path: give {scheme}://… as text.")
     if scheme == "s3":
         return replace(S3Place.parse(text), new=new)
-    way = _WAYS.get(_ALIKE.get(scheme, scheme), _WAYS["http"])
+    way = _WAYS.get(scheme, "give a path or s3://bucket/name, and copy it from there")
     raise OutputError(f"{without_secrets(text)} is an address that outputs cannot be written to: {way}.")
 
 

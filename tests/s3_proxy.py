@@ -8,6 +8,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from urllib.parse import urlsplit
 
 
@@ -15,12 +17,14 @@ class Proxy(http.server.ThreadingHTTPServer):
     """Passes requests on.
 
     ``fault`` gives, for method and path, what goes wrong: ``busy`` (503), ``drop`` (the connection is closed before the
-    request is passed on), ``mute`` (it is passed on, and closed without the answer), or None.
+    request is passed on), ``mute`` (it is passed on, and closed without the answer), ``deaf`` (its conditions are not
+    passed on), or None.  Its clock is ``skew_s`` seconds ahead of that of the server behind.
     """
 
     def __init__(self, server: str) -> None:
         self.behind = urlsplit(server).netloc
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
+        self.skew_s = 0
         self.asked: list[tuple[str, str]] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -61,6 +65,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         behind = http.client.HTTPConnection(self.server.behind, timeout=60)
         left_out = {"transfer-encoding", "content-length", "expect", "connection"}
+        left_out |= {"if-match", "if-none-match"} if fault == "deaf" else set()
         headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
         behind.request(self.command, self.path, body=body, headers=headers)
         answer = behind.getresponse()
@@ -69,9 +74,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "mute":
             self._hang_up()
             return
-        self.send_response(answer.status)
+        self.send_response_only(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in {"transfer-encoding", "content-length", "connection", "date", "server"}:
+            if name.lower() in {"date", "last-modified"}:
+                time = parsedate_to_datetime(value) + timedelta(seconds=self.server.skew_s)
+                self.send_header(name, format_datetime(time, usegmt=True))
+            elif name.lower() not in {"transfer-encoding", "content-length", "connection", "server"}:
                 self.send_header(name, value)
         self.send_header("Content-Length", answer.getheader("Content-Length", str(len(data))))
         self.end_headers()

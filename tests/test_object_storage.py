@@ -72,6 +72,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_large_file_goes_in_parts(storage: Storage, large: Path) -> None:
     place = S3Place(storage.bucket, "large.bin")
     put_file(place, large, new=True)
@@ -146,6 +147,7 @@ def test_wrong_settings_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_wrong_keys_and_denied_access_are_told(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
 

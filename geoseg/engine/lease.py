@@ -78,6 +78,7 @@ class Lease:
                 folder = self._place.parent
                 raise RunError(f"{folder} is in use by {holder}: wait for that run to end, or {self._way_out}.")
             time.sleep(_LOOKED_AT_EVERY_S)
+        self._refuse_deaf()
         self._thread.start()
 
     def check(self) -> None:
@@ -110,6 +111,19 @@ class Lease:
         except TakenError:
             return False
         return True
+
+    def _refuse_deaf(self) -> None:
+        """Refuse a storage that puts an object although the condition does not hold.
+
+        Raises:
+            OutputError: it does, so it would let two runs in at a time.
+        """
+        with suppress(TakenError):
+            put(self._place, self._record(released=True), new=True)
+            raise OutputError(
+                f"{self._place.parent} cannot be held for one run, since its storage does not heed If-None-Match: give "
+                "a path instead."
+            )
 
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_EVERY_S):
@@ -155,7 +169,7 @@ def _found(place: S3Place) -> _Seen | None:
     record: dict[str, Any] = {}
     with suppress(ValueError, TypeError):  # not one of ours, or of another version: its age counts all the same
         record = dict(json.loads(data))
-    headers = answer["ResponseMetadata"]["HTTPHeaders"]
-    now = parsedate_to_datetime(headers["date"]).timestamp()
-    age = now - answer["LastModified"].timestamp()
+    now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    # A storage that does not tell the time frees nothing by itself.
+    age = 0.0 if now is None else parsedate_to_datetime(now).timestamp() - answer["LastModified"].timestamp()
     return _Seen(answer["ETag"], str(record.get("holder", "another process")), age, record.get("released") is True)

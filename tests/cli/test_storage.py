@@ -16,7 +16,7 @@ BAD = [
     ("s3://nowhere/out.gpkg", "s3://nowhere/.* there is no bucket nowhere: make it first"),
     ("s3://nowhere", "has no suffix"),
     ("s3:///out.gpkg", "names no bucket"),
-    ("gs://maps/out.gpkg", "AWS_ENDPOINT_URL=https://storage.googleapis.com"),
+    ("gs://maps/out.gpkg", "copy it from there"),
     ("abfs://maps/out.gpkg", "copy it from there"),
     ("/vsis3/maps/out.gpkg", "s3://bucket"),
 ]

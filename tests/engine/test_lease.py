@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 import pytest
 
 from geoseg.engine.lease import LEASE_S, Lease, leased
-from geoseg.errors import GeosegWarning, RunError
+from geoseg.errors import GeosegWarning, OutputError, RunError
 from geoseg.places import S3Place
 from tests.conftest import Storage
+from tests.s3_proxy import proxied
 
 HOLD = "from geoseg.engine.lease import leased\nfrom geoseg.places import place_of\nimport sys, time\n" + (
     "with leased(place_of(sys.argv[1]), ''):\n    print('held', flush=True)\n    time.sleep(600)\n"
@@ -62,6 +63,29 @@ def check_until(lease: Lease, deadline: float) -> None:
     while time.monotonic() < deadline:
         lease.check()
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skew_s", [-7200, 7200])
+def test_clocks_do_not_matter(storage: Storage, monkeypatch: pytest.MonkeyPatch, skew_s: int) -> None:
+    folder = S3Place(storage.bucket, "work")
+    with leased(folder, ""), proxied(storage.url) as proxy:
+        proxy.skew_s = skew_s
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with waiting(), pytest.raises(RunError, match="is in use by"), leased(folder, ""):
+            pass
+        monkeypatch.setenv("AWS_ENDPOINT_URL", storage.url)
+
+
+def test_a_storage_that_heeds_no_conditions_is_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with proxied(storage.url) as proxy:
+        proxy.fault = lambda method, path: "deaf"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with (
+            pytest.raises(OutputError, match="does not heed If-None-Match: give a path instead"),
+            leased(S3Place(storage.bucket, "work"), ""),
+        ):
+            pass
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from geoseg.segmenters.interface import Tiles
 from geoseg.segmenters.network import new_bundle, tensors_of
 from geoseg.segmenters.refinement_settings import MergeSettings
 from geoseg.segmenters.refining import Refining
-from tests.conftest import write_raster
+from tests.conftest import Storage, write_raster
 
 CLASSES = Classes.parse("background,roof:#d55e00")
 _SMALL: dict[str, Any] = {"width": 0.02, "dilated": False}
@@ -218,3 +218,15 @@ def test_what_cannot_be_refined_is_refused(
     with pytest.raises(ConfigError, match="takes the bands nir, green, blue and the refiner red, green, blue"):
         geoseg.predict(village, tmp_path / "c.tif", other, refine=str(refiner))
     assert not list(tmp_path.glob("*.tif"))
+
+
+@pytest.mark.slow
+def test_refined_labels_go_to_object_storage(
+    storage: Storage, tmp_path: Path, village: Path, labels: Path, refiner: Path
+) -> None:
+    geoseg.refine(village, labels, tmp_path / "out.tif", refiner)
+    storage.put("rough.tif", labels.read_bytes())
+    geoseg.refine(village, storage / "rough.tif", storage / "out.tif", refiner)
+    assert storage.get("out.tif") == (tmp_path / "out.tif").read_bytes()
+    with pytest.raises(OutputError, match="is what is to be refined"):
+        geoseg.refine(village, storage / "rough.tif", storage / "rough.tif", refiner, overwrite=True)

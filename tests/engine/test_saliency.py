@@ -29,7 +29,7 @@ from geoseg.segmenters.saliency import SaliencyNetwork
 from geoseg.segmenters.saliency_pair import PairSettings, build, describe_saliency
 from geoseg.segmenters.saliency_settings import SaliencySettings
 from geoseg_cli.main import main
-from tests.conftest import write_raster
+from tests.conftest import Storage, write_raster
 
 CLASSES = Classes.parse("background,ship:#d55e00")
 
@@ -265,3 +265,15 @@ def test_boxes_near_a_chunk_are_those_that_may_grow_into_it() -> None:
 def test_other_models_have_no_candidates(tmp_path: Path, harbour: Path, plain: Path) -> None:
     with pytest.raises(ConfigError, match="looks everywhere and has no candidates to write: leave --candidates out"):
         geoseg.predict(harbour, tmp_path / "out.tif", plain, candidates=str(tmp_path / "boxes.geojson"))
+
+
+def test_outputs_go_to_object_storage_and_chunks_do_not(
+    storage: Storage, tmp_path: Path, harbour: Path, model: Path
+) -> None:
+    place = {"candidates": str(tmp_path / "boxes.geojson")}
+    geoseg.predict(harbour, tmp_path / "out.tif", model, **place)
+    geoseg.predict(harbour, storage / "out.tif", model, candidates=storage / "boxes.geojson")
+    assert storage.get("out.tif") == (tmp_path / "out.tif").read_bytes()
+    assert storage.get("boxes.geojson") == (tmp_path / "boxes.geojson").read_bytes()
+    with pytest.raises(ConfigError, match=r"two passes does not keep its chunks in s3://.*give it a folder"):
+        geoseg.predict(harbour, tmp_path / "new.tif", model, workdir=storage / "work")

@@ -76,6 +76,7 @@ def test_every_format_of_polygons_goes_there(
         vectorize(storage / "labels.tif", storage / f"out{suffix}")
 
 
+@pytest.mark.slow
 def test_segments_go_there(storage: Storage, tmp_path: Path, part: Path) -> None:
     settings = QUICK["feature-clustering"]
     geoseg.cluster(part, tmp_path / "out.gpkg", settings=settings)
