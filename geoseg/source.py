@@ -132,7 +132,7 @@ def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> raster
             raise SceneError(f"{path} cannot be read: check its permissions.")
     drivers = None if elsewhere else _trusted(path)
     try:
-        with placeless():
+        with placeless(), gdal_environment(path):
             dataset = patiently(path, lambda: _open(path, drivers, **options), _is_unanswered)
     except (RasterioIOError, UnicodeError) as error:
         if is_remote(path) and _is_unanswered(error):

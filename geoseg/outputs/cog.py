@@ -29,6 +29,7 @@ from geoseg.outputs.qgis import (
 from geoseg.outputs.staging import staged, writing
 from geoseg.parsing import read_json
 from geoseg.places import S3Place
+from geoseg.source import gdal_environment
 
 # Outside 0 to 1, exact in float32 and equal to itself: every reader can mask it, which NaN cannot claim.
 CONFIDENCE_NODATA = -1.0
@@ -157,7 +158,7 @@ def read_classes(path: str | os.PathLike[str]) -> Classes | None:
         LabelsError: the ``CLASSES`` tag is damaged.
         rasterio.errors.RasterioIOError: the file is no raster.
     """
-    with rasterio.open(path) as dataset:
+    with gdal_environment(os.fspath(path)), rasterio.open(path) as dataset:
         tag = dataset.tags().get(CLASSES_TAG)
         nodata = dataset.nodatavals[0]
         try:

@@ -267,6 +267,7 @@ def test_other_models_have_no_candidates(tmp_path: Path, harbour: Path, plain: P
         geoseg.predict(harbour, tmp_path / "out.tif", plain, candidates=str(tmp_path / "boxes.geojson"))
 
 
+@pytest.mark.slow
 def test_outputs_go_to_object_storage_and_chunks_do_not(
     storage: Storage, tmp_path: Path, harbour: Path, model: Path
 ) -> None:
