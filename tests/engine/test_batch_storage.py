@@ -73,6 +73,7 @@ def test_a_batch_goes_there_and_again_does_only_what_is_missing(
     assert storage.get("all/out/s01/s01_labels.tif") == (near / "s01" / "s01_labels.tif").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_collection_is_valid_and_leads_to_its_files(
     storage: Storage, scenes: Path, plain: Path, tmp_path: Path
 ) -> None:

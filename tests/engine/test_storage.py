@@ -15,14 +15,17 @@ import pytest
 
 import geoseg
 from geoseg.engine.lease import leased
+from geoseg.engine.object_store import ObjectStore
 from geoseg.engine.vectorize import vectorize
 from geoseg.errors import ConfigError, OutputError, RunError
+from geoseg.grid import ChunkGrid
 from geoseg.places import S3Place
 from tests.conftest import Storage
 from tests.engine.conftest import OUTPUTS, predict_command
 from tests.engine.test_clustering import QUICK
 from tests.engine.test_lease import waiting
 
+RASTERS = ("labels.tif", "uncertainty.tif")
 DASK = (sys.executable, "-m", "dask")
 
 
@@ -113,21 +116,19 @@ def test_other_addresses_are_refused(tmp_path: Path, town: Path, plain: Path, ou
 def test_chunks_are_kept_there_and_gone_on_with(
     storage: Storage, tmp_path: Path, town: Path, plain: Path, near: dict[str, bytes]
 ) -> None:
-    work = {"workdir": storage / "work", "chunk": 256}
-    first = geoseg.predict(town, tmp_path / "out.gpkg", plain, **work, **beside(str(tmp_path)))
-    assert {name: (tmp_path / name).read_bytes() for name in near} == near
+    out = tmp_path / "labels.tif"
+    options = {"workdir": storage / "work", "chunk": 256, "uncertainty": str(tmp_path / "uncertainty.tif")}
+    first = geoseg.predict(town, out, plain, **options)
+    assert {name: (tmp_path / name).read_bytes() for name in RASTERS} == {name: near[name] for name in RASTERS}
     chunks = [key for key in storage.names("work/") if "/c" in key]
     assert len(chunks) == len([key for key in storage.names("work/") if "/u" in key]) == first.chunks == 6
     storage.client.delete_object(Bucket=storage.bucket, Key=chunks[2])
-    options = {**work, **beside(str(tmp_path)), "overwrite": True}
-    again = geoseg.predict(town, tmp_path / "out.gpkg", plain, **options)
-    assert again.resumed == 5
-    assert {name: (tmp_path / name).read_bytes() for name in near} == near
+    options["overwrite"] = True
+    assert geoseg.predict(town, out, plain, **options).resumed == 5
     with pytest.raises(RunError, match=rf"^{storage / 'work'} holds the chunks of another run .*--fresh"):
-        geoseg.predict(town, tmp_path / "out.gpkg", plain, **{**options, "chunk": 128})
-    anew = geoseg.predict(town, tmp_path / "out.gpkg", plain, **options, fresh=True)
-    assert anew.resumed == 0
-    assert {name: (tmp_path / name).read_bytes() for name in near} == near
+        geoseg.predict(town, out, plain, **{**options, "chunk": 128})
+    assert geoseg.predict(town, out, plain, **options, fresh=True).resumed == 0
+    assert {name: (tmp_path / name).read_bytes() for name in RASTERS} == {name: near[name] for name in RASTERS}
 
 
 def test_a_prefix_of_somebody_else_is_left_alone(storage: Storage, tmp_path: Path, town: Path, plain: Path) -> None:
@@ -143,15 +144,18 @@ def test_a_prefix_of_somebody_else_is_left_alone(storage: Storage, tmp_path: Pat
     assert not (tmp_path / "out.gpkg").exists()
 
 
-def test_a_key_that_leads_elsewhere_is_not_followed(
-    storage: Storage, tmp_path: Path, town: Path, plain: Path, near: dict[str, bytes]
-) -> None:
-    options = {"workdir": storage / "work", "chunk": 256}
-    geoseg.predict(town, tmp_path / "labels.tif", plain, **options)
-    storage.put("work/r/../../../stray.tif", b"stray")
-    storage.put("work/r00000/../../stray.tif", b"stray")
-    geoseg.predict(town, tmp_path / "labels.tif", plain, **options, overwrite=True)
-    assert (tmp_path / "labels.tif").read_bytes() == near["labels.tif"]
+def test_a_key_that_leads_elsewhere_is_not_followed(storage: Storage) -> None:
+    names = ("r00000/c00000.tif", "r00000/u00000.tif", "r00000/../../stray.tif", "r/../../stray.tif", "r00000/other")
+    for name in names:
+        storage.put(f"work/{name}", name.encode())
+    store = ObjectStore(S3Place(storage.bucket, "work"), ChunkGrid((200, 200), 100))
+    assert store.done() == {0}
+    with store.here() as local:
+        found = {path.relative_to(local.folder).as_posix() for path in local.folder.rglob("*") if path.is_file()}
+        assert found == set(names[:2])
+        assert local.path(0).read_bytes() == names[0].encode()
+        assert not (local.folder.parent / "stray.tif").exists()
+    assert not local.folder.exists()
 
 
 @pytest.mark.slow
