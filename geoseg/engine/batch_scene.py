@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 # Scenes looked at side by side before their chunks are sent out.
 _LOOKERS = 2
+# Items read side by side: from object storage each takes a while.
+_READERS = 16
 _WAYS_OUT: tuple[tuple[type[Exception], str], ...] = (
     (SceneError, "mend the scene or take it out of the list, then run the same command again."),
     (OutputError, "make room or free the name, then run the same command again."),
@@ -198,9 +201,11 @@ class BatchScenes:
 
     def items(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """Return the STAC items of the scenes that are done, as they stand in their files."""
-        found = []
-        for record in records:
-            data = self.journal.read(f"{record['name']}/{record['name']}.json") if record["outputs"] else None
+        found: list[dict[str, Any]] = []
+        names = [f"{record['name']}/{record['name']}.json" for record in records if record["outputs"]]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="geoseg-items") as pool:
+            contents = list(pool.map(self.journal.read, names))
+        for data in contents:
             with contextlib.suppress(ValueError):  # spoilt since, or deleted, by its user
                 found += [] if data is None else [json.loads(data)]
         return found
