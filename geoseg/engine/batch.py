@@ -86,7 +86,8 @@ def batch(
 
     Args:
         scenes: see :func:`geoseg.engine.scene_list.list_scenes`.
-        folder: gets ``<name>/<name>.gpkg`` and so on, ``report.json``, ``.csv`` and ``.html``, and a STAC collection.
+        folder: a path or an ``s3://`` address; gets ``<name>/<name>.gpkg`` and so on, ``report.json``, ``.csv`` and
+            ``.html``, and a STAC collection.
         model: path, URL or name of a bundle, several for an ensemble, or any segmenter.
         options: see :class:`Options`; what is written is said by ``suffix`` and ``layers``.
         suffix: of the polygons; .tif for labels alone.

@@ -145,7 +145,7 @@ class Plan:
         batch: tiles per forward pass; 0 chooses by device.
         device, precision: as asked for; "auto" is settled on the worker.
         aoi: area of interest as WKB in the CRS of the scene, or None.
-        store: folder of the chunk store.
+        store: folder or ``s3://`` address of the chunk store.
         uncertainty: names of the uncertainty layers, the entropy of the classes first; empty where none are wanted.
         view: the surroundings that tiles are shown with, if any.
         prior: labels of an earlier stage, where the segmenter refines them.

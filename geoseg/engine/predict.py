@@ -37,7 +37,8 @@ class Options:
     """How a run is to be done; every field is an option of the command line.
 
     Attributes:
-        labels, confidence, uncertainty: where label, confidence and uncertainty COGs go, if wanted.
+        labels, confidence, uncertainty: where label, confidence and uncertainty COGs go, if wanted: paths or
+            ``s3://`` addresses.
         candidates: where the boxes go that a model with two passes looked at closely, a vector file.
         aoi: vector file; pixels outside its polygons get no label.
         bands: indices (from 1) or names; by default those the model names, else all.
@@ -64,7 +65,8 @@ class Options:
         patience: seconds without such a worker after which the run ends, to be gone on with later.
         allow_holes: write outputs although chunks failed: no data where they are.
         allow_vrt_elsewhere: let VRTs refer to files outside of their folder, to servers, and to raw files.
-        workdir: folder of the chunk store; by default a hidden one beside the output, removed at the end.
+        workdir: folder or ``s3://`` address of the chunk store; by default a hidden one beside the output, or in
+            geoseg's cache for outputs in object storage, removed at the end.
         fresh: throw away what the work folder holds.
         overwrite: replace existing outputs.
     """
@@ -123,7 +125,7 @@ def predict(
 
     Args:
         scene: path, URL, or an opened scene.
-        out: .geojson, .geojsonl, .gpkg, .fgb, .parquet or .tif.
+        out: .geojson, .geojsonl, .gpkg, .fgb, .parquet or .tif; a path or an ``s3://`` address.
         model: path, URL or name of a bundle, several for an ensemble, or any segmenter.
         options: see :class:`Options`.
         progress: called with a stage, steps done, and steps in all.
