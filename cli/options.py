@@ -143,10 +143,10 @@ _RUN = (
     ),
     click.option(
         "--engine",
-        type=click.Choice(["torch", "openvino"]),
+        type=click.Choice(["auto", "torch", "openvino"]),
         default="torch",
         show_default=True,
-        help="What computes networks on the CPU; openvino is faster.",
+        help="What computes networks on a CPU; auto takes the fastest on a tile of the scene.",
     ),
     click.option(
         "--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Local worker processes [default: none]."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 class Report:
     """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
 
-    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock.  ``holes`` are
-    the chunks that failed and are left without data, by number, with the cause.  ``areas_m2`` are those of the classes,
-    of a scene among others.
+    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock; their tiles
+    held ``amplification`` times as many, for they overlap and reach over the scene's edges, and those without data are
+    left out (None for a method that does not compute tiles).  ``holes`` are the chunks that failed and are left without
+    data, by number, with the cause.  ``areas_m2`` are those of the classes, of a scene among others.
     """
 
     files: tuple[str, ...]
@@ -44,6 +46,7 @@ class Report:
     holes: tuple[tuple[int, str], ...] = field(default=())
     pixels: int = 0
     busy_s: float = 0.0
+    amplification: float | None = None
     areas_m2: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -143,8 +146,16 @@ def execute(
         tuple(sorted(tally.failures.items())),
         tally.pixels,
         tally.busy_s,
+        _amplification(plan, tally) if passes is None else None,
         areas,
     )
+
+
+def _amplification(plan: Plan, tally: Tally) -> float | None:
+    if not tally.pixels:
+        return None
+    model, own = (math.prod(scene.shape) for scene in (plan.model_scene, plan.source))
+    return tally.tiles * plan.tiles.side**2 / (tally.pixels * model / own)
 
 
 def _refuse_unseen(store: Store, tally: Tally) -> None:

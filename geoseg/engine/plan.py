@@ -149,7 +149,7 @@ class Plan:
         uncertainty: names of the uncertainty layers, the entropy of the classes first; empty where none are wanted.
         view: the surroundings that tiles are shown with, if any.
         prior: labels of an earlier stage, where the segmenter refines them.
-        engine: what computes the scores.
+        engine: what computes the scores; ``auto`` until it is settled.
     """
 
     source: Scene
@@ -182,19 +182,22 @@ class Plan:
 
         return Job(self, workers)
 
+    def method_record(self) -> dict[str, Any]:
+        """Return what tells the method from any other."""
+        if not isinstance(self.method, Recipe):
+            return {"object": hashlib.sha256(cloudpickle.dumps((self.method, self.state))).hexdigest()}
+        record: dict[str, Any] = {"bundles": [digest for _, digest in self.method.bundles], "tta": self.method.tta}
+        if self.method.refiner is not None:
+            record["refiner"] = [self.method.refiner[1], self.method.refine_by]
+        return record
+
     def fingerprint(self) -> str:
         """Return a digest of all that decides what the chunks hold: scene, method, options, version."""
-        if isinstance(self.method, Recipe):
-            method: Any = {"bundles": [digest for _, digest in self.method.bundles], "tta": self.method.tta}
-            if self.method.refiner is not None:
-                method["refiner"] = [self.method.refiner[1], self.method.refine_by]
-        else:
-            method = {"object": hashlib.sha256(cloudpickle.dumps((self.method, self.state))).hexdigest()}
         record = {
             "version": geoseg.__version__,
             "scene": self.source.identity,
             "model_grid": [list(self.model_scene.geobox.affine)[:6], list(self.model_scene.shape)],
-            "method": method,
+            "method": self.method_record(),
             "classes": self.classes.as_dicts(),
             "tile": self.tiles.record,
             "chunk": [self.chunks.size, self.chunks.offset],

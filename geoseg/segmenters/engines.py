@@ -15,6 +15,8 @@ from geoseg.errors import ConfigError, one_line
 
 Engine = Literal["torch", "openvino"]
 ENGINES: tuple[str, ...] = get_args(Engine)
+# What a run may ask for.
+Asked = Literal["auto", Engine]
 
 # Of the largest score: other kernels sum in another order, and nothing else may differ.
 _TOLERANCE = 1e-3
