@@ -102,7 +102,7 @@ def test_the_version_is_told_once() -> None:
 def test_every_import_of_the_product_is_a_stated_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    stated = [*project["dependencies"], *extras["parquet"], *extras["onnx"], *extras["s3"]]
+    stated = [*project["dependencies"], *extras["parquet"], *extras["onnx"], *extras["openvino"], *extras["s3"]]
     names = {entry.split(">")[0].split("[")[0].strip().replace("-", "_").lower() for entry in stated}
     # Import names that differ, and what comes for certain with a stated one.
     names |= {"odc", "affine", "yaml"} | ({"cloudpickle"} if "distributed" in names else set())
