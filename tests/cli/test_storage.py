@@ -86,6 +86,7 @@ def test_without_boto3_the_extra_is_named(
     assert "run `pip install geoseg[s3]`" in fails("predict", scene, storage / "out.gpkg", "-m", plain)
 
 
+@pytest.mark.slow
 def test_files_are_told_by_their_addresses(
     storage: Storage, scene: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,10 +125,21 @@ def test_chunks_are_kept_there_and_gone_on_with(
     storage.client.delete_object(Bucket=storage.bucket, Key=chunks[2])
     options["overwrite"] = True
     assert geoseg.predict(town, out, plain, **options).resumed == 5
+    assert {name: (tmp_path / name).read_bytes() for name in RASTERS} == {name: near[name] for name in RASTERS}
     with pytest.raises(RunError, match=rf"^{storage / 'work'} holds the chunks of another run .*--fresh"):
         geoseg.predict(town, out, plain, **{**options, "chunk": 128})
-    assert geoseg.predict(town, out, plain, **options, fresh=True).resumed == 0
-    assert {name: (tmp_path / name).read_bytes() for name in RASTERS} == {name: near[name] for name in RASTERS}
+
+
+@pytest.mark.slow
+def test_chunks_of_another_run_are_thrown_away_if_asked_for(
+    storage: Storage, tmp_path: Path, town: Path, plain: Path, near: dict[str, bytes]
+) -> None:
+    out, options = tmp_path / "labels.tif", {"workdir": storage / "work", "overwrite": True}
+    geoseg.predict(town, out, plain, **options, chunk=128)
+    again = geoseg.predict(town, out, plain, **options, chunk=256, fresh=True)
+    assert (again.resumed, again.chunks) == (0, 6)
+    assert len([key for key in storage.names("work/") if "/c" in key]) == 6
+    assert out.read_bytes() == near["labels.tif"]
 
 
 def test_a_prefix_of_somebody_else_is_left_alone(storage: Storage, tmp_path: Path, town: Path, plain: Path) -> None:
