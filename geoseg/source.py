@@ -29,7 +29,7 @@ from geoseg.references import FETCHING, FLAG, local_file, refuse_elsewhere
 # No file makes GDAL run Python.
 _GDAL = {"GDAL_CACHEMAX": 128 << 20, "GDAL_NUM_THREADS": "1", "GDAL_VRT_ENABLE_PYTHON": "NO"}
 # For remote reads: no listing of the folder, merged range requests, patience with a busy server but not for ever: one
-# that gives less than a kilobyte a second for a minute has stalled.
+# that gives less than a kilobyte a second for half a minute has stalled.
 _GDAL_REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
@@ -37,7 +37,7 @@ _GDAL_REMOTE = {
     "GDAL_HTTP_MAX_RETRY": "3",
     "GDAL_HTTP_RETRY_DELAY": "1",
     "GDAL_HTTP_CONNECTTIMEOUT": "30",
-    "GDAL_HTTP_LOW_SPEED_TIME": "60",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
 }

@@ -208,7 +208,7 @@ class Crew:
             if room > window // 8:  # several at a time on a large cluster
                 for stream in self._streams:
                     # Where a run is slow to read what is done, nothing more of it is sent: it would pile up in memory.
-                    lots = stream.take(min(room, window - len(stream.lots)))
+                    lots = stream.take(min(room, window - stream.unread))
                     stream.submit(lots)
                     room -= len(lots)
         for stream in self._streams:

@@ -36,7 +36,9 @@ _LOTS_A_SECOND = 200
 _LATEST = 0.5
 # Seconds of silence after which somebody looks whether there are workers.
 _LOOK_S = 5.0
-# What a lot tells is some bytes a part; a worker that is gone before it is asked computes it again elsewhere.
+# What a lot tells is some bytes a part, so it comes at once.  Where it does not, its worker may stand still: other lots
+# are read first then, and after so long its parts are given to other workers.
+_GLANCE_S = 2.0
 _RESULT_S = 60.0
 
 
@@ -53,13 +55,23 @@ Settled = tuple[int, Answer]
 
 @dataclass(eq=False)
 class Lot:
-    """Parts sent to a worker together; ``alone`` where nothing else is under way meanwhile."""
+    """Parts sent to a worker together.
+
+    Attributes:
+        serial: its number in its run.
+        numbers: of the parts.
+        alone: whether nothing else is under way meanwhile.
+        future: Dask's.
+        done: whether Dask has said that it is done or failed.
+        silent_since: when it was first asked for its answers in vain; None if it was not.
+    """
 
     serial: int
     numbers: tuple[int, ...]
     alone: bool
     future: Future
     done: bool = False
+    silent_since: float | None = None
 
 
 def do_lot(task: Any, key: str, limit_s: float, numbers: Sequence[int]) -> tuple[list[Answer], float]:
@@ -120,6 +132,7 @@ class Stream:
         self._serial = itertools.count()
         self._upcoming: deque[int] = deque()
         self._again: deque[int] = deque()
+        self._silent: deque[Lot] = deque()
         self._failed: set[int] = set()
         # Seconds that a part takes a worker; None as long as nothing is known.
         self._pace: float | None = None
@@ -132,22 +145,30 @@ class Stream:
         Raises:
             RunError: the crew is gone, or was closed.
         """
-        while True:
-            try:
-                item = self.results.get(timeout=_LOOK_S)
-            except queue.Empty:
-                self._crew.check()
-                continue
-            if item is None:
-                return
+        while (item := self._next()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield from self._read(item)
+
+    def _next(self) -> Lot | BaseException | None:
+        """Return what comes next of the results, or, where nothing comes, a lot that was silent."""
+        while True:
+            try:
+                return self.results.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._crew.check()
+            if self._silent:
+                return self._silent.popleft()
 
     @property
     def under_way(self) -> int:
         """How many lots the workers have."""
         return sum(not lot.done for lot in self.lots.values())
+
+    @property
+    def unread(self) -> int:
+        """How many lots the workers have or have done, without those whose worker is silent."""
+        return len(self.lots) - len(self._silent)
 
     @property
     def drained(self) -> bool:
@@ -207,7 +228,13 @@ class Stream:
 
     def _read(self, lot: Lot) -> list[Settled]:
         """Return what is settled by a lot that is done; all else in it will be tried again."""
-        answers, seconds, failure = self._fetched(lot)
+        fetched = self._fetched(lot)
+        if fetched is None:
+            with self._crew.lock:
+                self._silent.append(lot)
+                self._crew.refill()
+            return []
+        answers, seconds, failure = fetched
         with self._crew.lock:
             settled = self._sorted(lot, answers, failure)
             if answers:
@@ -219,21 +246,24 @@ class Stream:
         lot.future.release()  # else Dask computes it again when its worker dies
         return settled
 
-    def _fetched(self, lot: Lot) -> tuple[list[Answer], float, BaseException | None]:
-        """Return answers and seconds of a lot, or what has befallen it as a whole."""
+    def _fetched(self, lot: Lot) -> tuple[list[Answer], float, BaseException | None] | None:
+        """Return answers and seconds of a lot, or what has befallen it as a whole; None where its worker is silent."""
         status = lot.future.status
         if status == "error":
             return [], 0.0, lot.future.exception()
-        if status == "cancelled":
-            return [], 0.0, RunError("cancelled by the scheduler")
-        try:
-            answers, seconds = lot.future.result(timeout=_RESULT_S)
-        except KilledWorker as error:
-            return [], 0.0, error
-        except (TimeoutError, CancelledError):
-            self._crew.check()
-            return [], 0.0, RunError("its worker was gone before it could tell")
-        return answers, seconds, None
+        if status != "cancelled":
+            asked = time.monotonic()
+            try:
+                return *lot.future.result(timeout=_GLANCE_S), None
+            except KilledWorker as error:
+                return [], 0.0, error
+            except (TimeoutError, CancelledError):
+                self._crew.check()
+                lot.silent_since = lot.silent_since or asked
+                if lot.future.status != "cancelled" and time.monotonic() - lot.silent_since < _RESULT_S:
+                    return None
+        told = "its worker was gone before it could tell" if lot.silent_since else "cancelled by the scheduler"
+        return [], 0.0, RunError(told)
 
     def _sorted(self, lot: Lot, answers: list[Answer], failure: BaseException | None) -> list[Settled]:
         """Return the parts of a lot that are settled, and put the others where they are taken from."""
