@@ -19,7 +19,6 @@ import shapely
 from rasterio.shutil import copy
 
 import geoseg
-from geoseg.bundle import NormalisationRecord, read_bundle, write_bundle
 from geoseg.engine.vectorize import vectorize
 from geoseg.errors import BundleError, RunError, SceneError
 from geoseg.grid import Window
@@ -34,8 +33,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     ``fault`` gives, for the number of a request (from 0), what goes wrong: ``busy`` (503), ``drop`` (the connection is
     closed without an answer), ``cut`` (it is closed after half of the answer), ``stall`` (nothing follows half of the
-    answer, and the connection stays), ``silent`` (nothing comes at all), or None.  What is asked for from the byte
-    ``silent_from`` on is met with silence too.
+    answer, and the connection stays), ``silent`` (nothing comes at all), or None.  Who asks for the byte ``silent_at``
+    (and others with it) hears nothing either.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +44,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.fault: Callable[[int], str | None] = lambda _: None
         self.faults = 0
         self.sat_out = 0
-        self.silent_from: int | None = None
+        self.silent_at: int | None = None
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -69,7 +68,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         fault = self.server.fault(len(self.server.asked))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted and self.server.silent_from is not None and int(wanted[1]) >= self.server.silent_from:
+        if wanted and self.server.silent_at in range(int(wanted[1]), int(wanted[2] or 0) + 1):
             fault = "silent"
         self.server.faults += fault is not None
         self.server.asked.append(self.path)
@@ -213,26 +212,30 @@ def test_a_server_that_stalls_is_told_when_the_limit_is_over(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.dist
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_stalls_during_a_run_ends_it_and_the_same_command_goes_on(
     tmp_path: Path, server: Server, folder: Path, piece: Callable[..., Path], plain: Path
 ) -> None:
     copy(piece(300, 1500), folder / "wide.tif", driver="COG", blocksize=256, compress="deflate")
-    with rasterio.open(folder / "wide.tif") as file:  # its last two blocks are for the second chunk alone
-        server.silent_from = int(file.get_tag_item("BLOCK_OFFSET_3_1", "TIFF", bidx=1)) + 1
-    # One that need not look at the whole scene before the run.
-    bundle, scaling = read_bundle(plain), NormalisationRecord(offset=[100.0] * 3, scale=[50.0] * 3)
-    model = tmp_path / "fixed.safetensors"
-    write_bundle(model, bundle.description.model_copy(update={"normalisation": scaling}), bundle.tensors())
+    with rasterio.open(folder / "wide.tif") as file:
+        silent_at = int(file.get_tag_item("BLOCK_OFFSET_4_1", "TIFF", bidx=1))  # for the second chunk alone
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "segmenting":
+            server.silent_at = silent_at
+
     url, out = f"{server.url}/wide.tif", tmp_path / "out.tif"
     with pytest.raises(RunError, match=r"^1 of 2 chunks failed; .*its server may have failed.*same command") as caught:
-        geoseg.predict(url, out, model, chunk=768)
+        # In another process, which has not yet seen what this one looks at before the run.
+        geoseg.predict(url, out, str(plain), chunk=768, workers=1, progress=progress)
     assert "\n" not in str(caught.value)
     assert server.sat_out == 0
     assert not out.exists()
-    server.silent_from = None
-    assert geoseg.predict(url, out, model, chunk=768).resumed == 1
-    geoseg.predict(folder / "wide.tif", tmp_path / "near.tif", model, chunk=768)
+    server.silent_at = None
+    assert geoseg.predict(url, out, str(plain), chunk=768).resumed == 1
+    geoseg.predict(folder / "wide.tif", tmp_path / "near.tif", str(plain), chunk=768)
     assert out.read_bytes() == (tmp_path / "near.tif").read_bytes()
 
 

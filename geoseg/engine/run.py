@@ -118,7 +118,7 @@ def _note(plan: Work, tally: Tally, number: int, answer: Answer) -> None:
         return
     if isinstance(error, OutputError):
         raise error
-    tally.failures[number] = _died(error) if isinstance(error, KilledWorker) else one_line(error)
+    tally.failures[number] = _died(error) if isinstance(error, KilledWorker) else one_line(error, 400)
     if not tally.finished and not tally.resumed and len(tally.failures) >= _HOPELESS:
         raise RunError(_told(plan, tally))
 
