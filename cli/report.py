@@ -21,8 +21,10 @@ def say_report(report: Report) -> None:
         say_note(note)
     resumed = f", {report.resumed} of them found done" if report.resumed else ""
     polygons = "" if report.polygons is None else f"{report.polygons} polygons from "
+    times = "" if report.amplification is None else f" ({report.amplification:.2f} times the scene's pixels)"
     click.echo(
-        f"{polygons}{report.chunks} chunks{resumed}; {report.tiles} tiles computed in {report.seconds:.1f} s.", err=True
+        f"{polygons}{report.chunks} chunks{resumed}; {report.tiles} tiles{times} computed in {report.seconds:.1f} s.",
+        err=True,
     )
     for name in report.files:
         click.echo(name)

@@ -101,6 +101,7 @@ class Job:
                     dtype=choose_precision(plan.precision, device),
                     batch=plan.batch or default_batch(plan.tiles.side, device),
                     context=Context(plan),
+                    engine=plan.engine,
                 )
                 for kept in list(_KEPT.values()):
                     kept[:] = [self._runner.segmenter]

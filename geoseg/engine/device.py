@@ -107,6 +107,7 @@ class Runner:
         dtype: torch.dtype,
         batch: int,
         context: Context | None = None,
+        engine: str = "torch",
     ) -> None:
         self.segmenter = segmenter
         self.context = context
@@ -117,6 +118,8 @@ class Runner:
         self.one_by_one = device.type == "cpu"
         self._ids = torch.tensor(classes.ids, dtype=torch.int32, device=device)
         segmenter.place(device)
+        if engine != "torch":
+            segmenter.accelerate(engine)
 
     def tiles(self, pixels: Sequence[Pixels]) -> Tiles:
         """Return a batch on the host, with its context: uint8 stays, all else is float32; pinned if a GPU takes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 class Report:
     """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
 
-    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock.  ``holes`` are
-    the chunks that failed and are left without data, by number, with the cause.
+    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock; their tiles
+    held ``amplification`` times as many, for they overlap and reach over the scene's edges, and those without data are
+    left out (None for a method that does not compute tiles).  ``holes`` are the chunks that failed and are left without
+    data, by number, with the cause.
     """
 
     files: tuple[str, ...]
@@ -41,6 +44,7 @@ class Report:
     holes: tuple[tuple[int, str], ...] = field(default=())
     pixels: int = 0
     busy_s: float = 0.0
+    amplification: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,15 @@ def execute(
         tuple(sorted(tally.failures.items())),
         tally.pixels,
         tally.busy_s,
+        _amplification(plan, tally) if passes is None else None,
     )
+
+
+def _amplification(plan: Plan, tally: Tally) -> float | None:
+    if not tally.pixels:
+        return None
+    model, own = (math.prod(scene.shape) for scene in (plan.model_scene, plan.source))
+    return tally.tiles * plan.tiles.side**2 / (tally.pixels * model / own)
 
 
 def _refuse_unseen(store: ChunkStore, tally: Tally) -> None:

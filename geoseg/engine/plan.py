@@ -149,6 +149,7 @@ class Plan:
         uncertainty: names of the uncertainty layers, the entropy of the classes first; empty where none are wanted.
         view: the surroundings that tiles are shown with, if any.
         prior: labels of an earlier stage, where the segmenter refines them.
+        engine: what computes the scores.
     """
 
     source: Scene
@@ -168,6 +169,7 @@ class Plan:
     uncertainty: tuple[str, ...] = ()
     view: View | None = None
     prior: Prior | None = None
+    engine: str = "torch"
 
     @property
     def same_grid(self) -> bool:
@@ -198,6 +200,7 @@ class Plan:
             "chunk": [self.chunks.size, self.chunks.offset],
             "blend": self.blend,
             "precision": self.precision,
+            "engine": self.engine,
             "uncertainty": list(self.uncertainty),
             "view": None if self.view is None else [self.view.extent, self.view.size],
             "prior": None if self.prior is None else self.prior.identity,

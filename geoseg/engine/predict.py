@@ -20,6 +20,7 @@ from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
     from geoseg.engine.prior import PriorFile
+    from geoseg.segmenters.engines import Engine
     from geoseg.segmenters.interface import Segmenter, Spec, State
     from geoseg.segmenters.macro_windows import MacroGrid
 
@@ -56,6 +57,7 @@ class Options:
         min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
             keep_background: see :class:`geoseg.engine.selection.Selection`.
         device, precision: see :mod:`geoseg.engine.device`.
+        engine: what computes the scores of networks: ``torch``, or on a CPU ``openvino``, which is faster.
         workers: local worker processes; 0 runs in this process.
         scheduler: address or scheduler file of a running cluster, in place of workers.
         resource: what each chunk takes of a worker of that cluster, as ``NAME=AMOUNT``.
@@ -96,6 +98,7 @@ class Options:
     keep_background: bool = False
     device: str = "auto"
     precision: Precision = "auto"
+    engine: Engine = "torch"
     workers: int = 0
     scheduler: str | None = None
     resource: str | None = None
@@ -158,6 +161,7 @@ def make_plan(
     """
     from geoseg.engine.aoi import read_aoi
     from geoseg.engine.device import choose_device
+    from geoseg.segmenters.engines import check_engine
 
     spec = segmenter.spec
     if spec.needs_prior and labels is None:
@@ -181,8 +185,12 @@ def make_plan(
         ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
     if not isinstance(tiles, TileGrid) and not (options.tile is None and options.halo is None):
         raise ConfigError("this model cuts the scene in its own way: leave --tile and --halo out.")
+    if options.engine not in segmenter.engines:
+        raise ConfigError(
+            f"this method is computed by {' or '.join(segmenter.engines)}: leave --engine {options.engine} out."
+        )
     if not options.scheduler:  # elsewhere there may be other devices
-        choose_device(options.device)
+        check_engine(options.engine, choose_device(options.device))
     if progress:
         progress("preparing", 0, 1)
     prior = None if labels is None else labels.on(model_scene.geobox, own.path, spec.classes)
@@ -215,6 +223,7 @@ def make_plan(
         uncertainty=uncertainty,
         view=spec.view,
         prior=prior,
+        engine=options.engine,
     )
     return plan, notes
 

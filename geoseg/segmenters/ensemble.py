@@ -62,6 +62,15 @@ class TestTimeAugmentation(Segmenter):
         """Move the segmenter to ``device``."""
         self.segmenter.place(device)
 
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What can compute the segmenter's scores."""
+        return self.segmenter.engines
+
+    def accelerate(self, engine: str) -> None:
+        """Let an engine compute the segmenter's scores."""
+        self.segmenter.accelerate(engine)
+
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return scores (N, K, H, W) whose softmax is the mean probability over the versions."""
 
@@ -120,6 +129,17 @@ class Ensemble(Segmenter):
         """Move every member to ``device``."""
         for member in self.members:
             member.place(device)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What can compute the scores of all members."""
+        first, *others = (member.engines for member in self.members)
+        return tuple(engine for engine in first if all(engine in other for other in others))
+
+    def accelerate(self, engine: str) -> None:
+        """Let an engine compute the scores of every member."""
+        for member in self.members:
+            member.accelerate(engine)
 
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return scores (N, K, H, W) whose softmax is the weighted mean of the members' probabilities.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from geoseg.classes import Classes
+from geoseg.errors import ConfigError
 from geoseg.grid import Window
 from geoseg.normalisation import Normalisation
 
@@ -201,6 +202,20 @@ class Segmenter(ABC):
 
     def place(self, device: torch.device) -> None:  # noqa: B027 - a method without weights has nothing to place
         """Move what the method holds to ``device``, ready for inference; called before the first tile."""
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What can compute the scores: ``torch``, and what :meth:`accelerate` takes."""
+        return ("torch",)
+
+    def accelerate(self, engine: str) -> None:
+        """Let one of :attr:`engines` compute the scores from here on; called after :meth:`place`, if at all.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        if engine not in self.engines:
+            raise ConfigError(f"this method is computed by {' or '.join(self.engines)}: leave --engine {engine} out.")
 
 
 def normalised(tiles: Tiles, scaling: Normalisation) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from geoseg.errors import ConfigError, SceneError
 from geoseg.grid import TileGrid
+from geoseg.networks.inference import main_output
 from geoseg.networks.receptive_field import evaluating
 from geoseg.networks.scene_pooling import (
     GATHERED,
@@ -22,7 +23,7 @@ from geoseg.networks.scene_pooling import (
     pools_over_scene,
 )
 from geoseg.segmenters.interface import Spec, State, Tiles
-from geoseg.segmenters.network import NetworkState, PlainNetwork, main_output
+from geoseg.segmenters.network import NetworkState, PlainNetwork
 
 if TYPE_CHECKING:
     from geoseg.scene import Scene

@@ -328,12 +328,12 @@ def from_first_corner(corners: Any, starts: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def chosen_rings(corners: Any, starts: Any, rings: Any) -> Any:
-    """Return the chosen rings, in the given order, as corners and ring starts."""
+def chosen_rings(corners: Any, starts: Any, rings: Any, spared: int = 0) -> Any:
+    """Return the chosen rings, in the given order, as corners and ring starts; of each, ``spared`` last ones not."""
     offsets = np.zeros(len(rings) + 1, np.int64)
     for i in range(len(rings)):
-        offsets[i + 1] = offsets[i] + starts[rings[i] + 1] - starts[rings[i]]
+        offsets[i + 1] = offsets[i] + starts[rings[i] + 1] - starts[rings[i]] - spared
     out = np.empty((offsets[-1], 2), corners.dtype)
     for i in range(len(rings)):
-        out[offsets[i] : offsets[i + 1]] = corners[starts[rings[i]] : starts[rings[i] + 1]]
+        out[offsets[i] : offsets[i + 1]] = corners[starts[rings[i]] : starts[rings[i] + 1] - spared]
     return out, offsets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,14 @@ class Labelled:
         return self.regions.nbytes + sum(array.nbytes for array in arrays if array is not None)
 
 
+class Once(NamedTuple):
+    """The keys of open regions, ascending and each once; where each first stands, and which of them stands where."""
+
+    keys: NDArray[np.int64]
+    first: NDArray[np.int64]
+    inverse: NDArray[np.int64]
+
+
 def traced(block: Labelled, open_: Open, columns: Columns, raster_width: int) -> tuple[PixelPolygons, Pieces]:
     """Walk the rings of a block whose open regions are known.
 
@@ -58,7 +67,8 @@ def traced(block: Labelled, open_: Open, columns: Columns, raster_width: int) ->
         The polygons that lie in this block, in the order of their regions, and what is known of the others.
     """
     count = len(block.first_pixel)
-    numbers, representative, lattice, sides = _with_neighbours(block, open_)
+    once = Once(*np.unique(open_.keys, return_index=True, return_inverse=True))
+    numbers, representative, lattice, sides = _with_neighbours(block, open_, once)
     # Sized for the worst case: what is not written costs address space only.
     vertices = np.empty((topology.room_for(len(numbers), *block.window.shape), 2), np.int32)
     chains, *ends = topology.trace_chains(lattice, sides, raster_width, vertices)
@@ -79,25 +89,24 @@ def traced(block: Labelled, open_: Open, columns: Columns, raster_width: int) ->
 
     key_of = np.full(count, -1, np.int64)
     key_of[representative] = open_.keys
-    ring_corners, ring_starts = topology.chosen_rings(vertices, holes, apart)
     # The first corner of a ring is not repeated in pieces.
-    ring_corners = np.delete(ring_corners, ring_starts[1:] - 1, axis=0)
-    ring_starts = ring_starts - np.arange(len(ring_starts))
+    ring_corners, ring_starts = topology.chosen_rings(vertices, holes, apart, 1)
     chain_owners, heads, tails = ends
     none = np.full(len(apart), -1, np.int64)
-    region_keys, sums = _by_key(open_, columns)
     return finished, Pieces(
         np.concatenate([ring_corners, vertices[: chains[-1]]]),
         np.concatenate([ring_starts, ring_starts[-1] + chains[1:]]),
         key_of[np.concatenate([owners[apart], chain_owners])],
         np.concatenate([none, heads]),
         np.concatenate([none, tails]),
-        region_keys,
-        *sums,
+        once.keys,
+        *_by_key(open_, once, columns),
     )
 
 
-def _with_neighbours(block: Labelled, open_: Open) -> tuple[NDArray[np.int32], NDArray[np.int64], Lattice, Sides]:
+def _with_neighbours(
+    block: Labelled, open_: Open, once: Once
+) -> tuple[NDArray[np.int32], NDArray[np.int64], Lattice, Sides]:
     """Number the regions of a block, and those around it, so that one region has one number.
 
     Returns:
@@ -105,8 +114,8 @@ def _with_neighbours(block: Labelled, open_: Open) -> tuple[NDArray[np.int32], N
         numbers along the sides of the block.
     """
     regions, count = block.regions, len(block.first_pixel)
-    keys, first, inverse = np.unique(open_.keys, return_index=True, return_inverse=True)
-    representative = open_.numbers[first][inverse]
+    keys, first = once.keys, once.first
+    representative = open_.numbers[first][once.inverse]
     table = np.arange(count, dtype=np.int32)
     table[open_.numbers] = representative
     numbers = table[regions.numbers] if len(keys) < len(open_.keys) else regions.numbers
@@ -126,14 +135,13 @@ def _with_neighbours(block: Labelled, open_: Open) -> tuple[NDArray[np.int32], N
     return numbers, representative, lattice_of(block.codes, regions, numbers, sides, frames, origin), sides
 
 
-def _by_key(open_: Open, columns: Columns) -> tuple[NDArray[np.int64], Columns]:
-    """Return the keys of the open regions, each once, and what the block knows of each of them."""
+def _by_key(open_: Open, once: Once, columns: Columns) -> Columns:
+    """Return what the block knows of the open regions, by key."""
     feature, class_id, *counts = columns
-    keys, first, inverse = np.unique(open_.keys, return_index=True, return_inverse=True)
     sums = []
     for column in counts:
-        total = np.zeros(len(keys), np.int64)
-        np.add.at(total, inverse, column[open_.numbers])
+        total = np.zeros(len(once.keys), np.int64)
+        np.add.at(total, once.inverse, column[open_.numbers])
         sums.append(total)
-    one = open_.numbers[first]
-    return keys, (feature[one], class_id[one], *sums)
+    one = open_.numbers[once.first]
+    return (feature[one], class_id[one], *sums)

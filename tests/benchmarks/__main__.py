@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.benchmarks import (
     bench_cluster,
     bench_clustering,
+    bench_engines,
     bench_global_local,
     bench_memory,
     bench_networks,
@@ -23,6 +24,7 @@ from tests.benchmarks import (
 _ALL = {
     "startup": bench_startup.main,
     "overhead": bench_overhead.main,
+    "engines": bench_engines.main,
     "memory": bench_memory.main,
     "chunks": bench_cluster.many_chunks,
     "workers": bench_cluster.against_processes,

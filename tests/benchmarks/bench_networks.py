@@ -21,9 +21,9 @@ from torch import nn
 
 from geoseg import networks
 from geoseg.networks.facts import BANDS, CLASSES, SIDE, Facts, Tiling, as_json, facts
+from geoseg.networks.inference import fold_batch_norm
 from geoseg.networks.measuring import measure_size
 from geoseg.networks.tiling import choose_halo
-from geoseg.segmenters.network import fold_batch_norm
 
 _ROOT = Path(__file__).parents[2]
 _FACTS = _ROOT / "geoseg" / "networks" / "facts.json"

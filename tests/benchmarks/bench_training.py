@@ -63,7 +63,7 @@ def _round(target: Path, encoder: str, batch: int, patch: int) -> tuple[Seconds,
         if stage == "training":
             ticks.append(_now())
 
-    run = fit._Run(fit.check(settings), target, target.parent, tick, None)
+    run = fit.LoopRun(fit.check(settings), target, target.parent, tick, None)
     run.fit()
     whole = _each(ticks[_WARM - 1], ticks[_STEPS - 1])
 

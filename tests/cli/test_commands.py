@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -393,6 +394,7 @@ def test_a_saved_clustering_gives_the_same_labels_again(run: Run, tmp_path: Path
 def test_progress_is_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path, town: Path, made: Path) -> None:
     said = run("predict", town, tmp_path / "a.gpkg", "-m", made / "model.safetensors", "--labels", tmp_path / "a.tif")
     assert "segmenting: 1/1" in said.err
+    assert re.search(r"tiles \(\d+\.\d\d times the scene's pixels\) computed in", "\n".join(said.err))
     assert "writing labels: 1/1" in said.err
     assert not any("\x1b" in line or "\r" in line for line in said.err)
     assert said.out == [str(tmp_path / name) for name in ("a.gpkg", "a.tif", "a.qlr")]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from geoseg import networks
+from geoseg.networks.inference import fold_batch_norm
 from geoseg.networks.receptive_field import exact_halo
-from geoseg.segmenters.network import fold_batch_norm
 
 BANDS, CLASSES = 4, 3
 # Options that make a network small; those with an encoder get the smallest of timm's unless they are named here.

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from geoseg import networks
 from geoseg.errors import ConfigError
 from geoseg.networks.gsn import EntropyControl, entropy_gate
-from geoseg.segmenters.network import fold_batch_norm
+from geoseg.networks.inference import fold_batch_norm
 
 
 def _noise(*shape, seed=1):

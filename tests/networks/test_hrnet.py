@@ -13,7 +13,7 @@ from geoseg.errors import BundleError, ConfigError
 from geoseg.networks.any_size import AnySize
 from geoseg.networks.hrnet import build_hrnet, encoder_name
 from geoseg.networks.hrnet_checkpoints import Shape, from_authors, from_mmsegmentation, shape_of
-from geoseg.segmenters.network import fold_batch_norm
+from geoseg.networks.inference import fold_batch_norm
 
 _FILLER = Path(__file__).parents[1] / "data" / "reference" / "fill_weights.py"
 

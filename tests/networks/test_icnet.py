@@ -14,8 +14,8 @@ from geoseg.errors import ConfigError
 from geoseg.losses.cascade import CascadeLoss
 from geoseg.networks.icnet import AUXILIARY, PrunedICNet, SizedICNet, build_icnet
 from geoseg.networks.icnet_blocks import Pyramid, lattice, resized
+from geoseg.networks.inference import fold_batch_norm
 from geoseg.networks.scene_pooling import ScenePyramid
-from geoseg.segmenters.network import fold_batch_norm
 
 _FILLER = Path(__file__).parents[1] / "data" / "reference" / "fill_weights.py"
 GRAPHS = ({}, {"encoder": "resnet18"})

@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from geoseg import networks
 from geoseg.errors import ConfigError
+from geoseg.networks.inference import fold_batch_norm
 from geoseg.networks.receptive_field import measure_halo
 from geoseg.networks.san import authors_name
 from geoseg.networks.scale_aware import ScaleAwareModule, ScaleAwareStage
-from geoseg.segmenters.network import fold_batch_norm
 
 MODES = ("tile", "xy", "authors")
 

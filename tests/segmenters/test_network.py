@@ -13,12 +13,12 @@ from geoseg.bundle import Description, read_bundle, write_bundle
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError
 from geoseg.grid import Window
+from geoseg.networks.inference import fold_batch_norm
 from geoseg.normalisation import Normalisation, Statistics
 from geoseg.segmenters.interface import Spec, State, Tiles
 from geoseg.segmenters.network import (
     NetworkState,
     PlainNetwork,
-    fold_batch_norm,
     load_tensors,
     new_bundle,
     spec_of,
