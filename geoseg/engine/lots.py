@@ -100,7 +100,9 @@ def _portable(error: Exception) -> Exception:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:
         copy = None
-    return copy if isinstance(copy, Exception) else RunError(f"{type(error).__name__}: {one_line(error)}")
+    if isinstance(copy, Exception):
+        return copy.with_traceback(None)  # Dask has pickle copy it at times
+    return RunError(f"{type(error).__name__}: {one_line(error)}")
 
 
 class Stream:
