@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from geoseg import __version__
 from geoseg.errors import SceneError, one_line
 
+# Silence after which a server is given up.
 _TIMEOUT_S = 60
 _MOST_BYTES = 256 << 20
 
@@ -24,8 +29,7 @@ def text_at(place: str) -> str:
         if "://" in place:
             if urlsplit(place).scheme.lower() not in {"http", "https"}:
                 raise SceneError(f"{shown} is not read from here: give a path or an http(s) address.")
-            request = urllib.request.Request(place, headers={"User-Agent": f"geoseg/{__version__}"})
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            with answer_of(place) as response:
                 content = response.read(_MOST_BYTES + 1)
         else:
             with Path(place).open("rb") as file:
@@ -35,6 +39,21 @@ def text_at(place: str) -> str:
         return str(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise SceneError(f"{shown} cannot be read ({one_line(error)}): check it.") from error
+
+
+@contextmanager
+def answer_of(url: str) -> Iterator[Any]:
+    """Yield the answer of a server, to be read inside the block.
+
+    Raises:
+        OSError: no connection, an error status, a minute of silence, or an answer that is none or breaks off.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": f"geoseg/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            yield response
+    except http.client.HTTPException as error:
+        raise ConnectionError(one_line(error)) from error
 
 
 def without_secrets(place: str) -> str:

@@ -28,7 +28,8 @@ from geoseg.references import FETCHING, FLAG, local_file, refuse_elsewhere
 # GDAL itself takes small numbers for megabytes, rasterio all numbers for bytes.
 # No file makes GDAL run Python.
 _GDAL = {"GDAL_CACHEMAX": 128 << 20, "GDAL_NUM_THREADS": "1", "GDAL_VRT_ENABLE_PYTHON": "NO"}
-# For remote reads: no listing of the folder, merged range requests, patience with a busy server but not for ever.
+# For remote reads: no listing of the folder, merged range requests, patience with a busy server but not for ever: one
+# that gives less than a kilobyte a second for half a minute has stalled.
 _GDAL_REMOTE = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
@@ -36,8 +37,8 @@ _GDAL_REMOTE = {
     "GDAL_HTTP_MAX_RETRY": "3",
     "GDAL_HTTP_RETRY_DELAY": "1",
     "GDAL_HTTP_CONNECTTIMEOUT": "30",
-    "GDAL_HTTP_LOW_SPEED_TIME": "60",
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",
     "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
 }
 # GDAL tries again where a server is busy, not where a connection breaks: so seconds to wait before each further try.

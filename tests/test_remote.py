@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,16 +20,21 @@ from rasterio.shutil import copy
 
 import geoseg
 from geoseg.engine.vectorize import vectorize
-from geoseg.errors import BundleError, SceneError
+from geoseg.errors import BundleError, RunError, SceneError
 from geoseg.grid import Window
 from geoseg.scene import open_scene
+
+# A client that waits so long for a server that stalls has no limit of its own.
+_SAT_OUT_S = 30.0
 
 
 class Server(http.server.ThreadingHTTPServer):
     """A server over a folder that understands ranges and counts the bytes it gives.
 
     ``fault`` gives, for the number of a request (from 0), what goes wrong: ``busy`` (503), ``drop`` (the connection is
-    closed without an answer), ``cut`` (it is closed after half of the answer), or None.
+    closed without an answer), ``cut`` (it is closed after half of the answer), ``stall`` (nothing follows half of the
+    answer, and the connection stays), ``silent`` (nothing comes at all), or None.  Who asks for the byte ``silent_at``
+    (and others with it) hears nothing either.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,6 +43,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.fault: Callable[[int], str | None] = lambda _: None
         self.faults = 0
+        self.sat_out = 0
+        self.silent_at: int | None = None
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -58,13 +67,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         fault = self.server.fault(len(self.server.asked))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted and self.server.silent_at in range(int(wanted[1]), int(wanted[2] or 0) + 1):
+            fault = "silent"
         self.server.faults += fault is not None
         self.server.asked.append(self.path)
         if fault == "busy":
             self.send_error(503)
             return
-        if fault == "drop":
-            self._hang_up()
+        if fault in {"drop", "silent"}:
+            self._hang_up(wait=fault == "silent")
             return
         path = self.server.folder / self.path.partition("?")[0].lstrip("/")
         if not path.is_file():
@@ -72,7 +84,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         data = path.read_bytes()
         size, status = len(data), 200
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if wanted:
             start, stop = int(wanted[1]), min(int(wanted[2] or size - 1) + 1, size)
             data, status = data[start:stop], 206
@@ -83,16 +94,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         self.end_headers()
         if body:
-            data = data[: len(data) // 2] if fault == "cut" else data
+            data = data[: len(data) // 2] if fault else data
             self.server.sent += len(data)
             self.wfile.write(data)
-        if fault == "cut":
-            self._hang_up()
+        if fault:
+            self._hang_up(wait=fault == "stall")
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, *, wait: bool) -> None:
         self.wfile.flush()
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        if wait:
+            gone, _, _ = select.select([self.connection], [], [], _SAT_OUT_S)
+            self.server.sat_out += not gone
+        with contextlib.suppress(OSError):  # the other side may have hung up before
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +185,58 @@ def test_a_server_that_fails_for_ever_is_one_sentence(tmp_path: Path, server: Se
     assert "\n" not in str(caught.value)
     assert server.faults == len(server.asked) > 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit for servers that stall is a second, set as users set it; no further try is begun after it."""
+    monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")
+    monkeypatch.setenv(
+        "GDAL_HTTP_LOW_SPEED_LIMIT", "10000000"
+    )  # so that what came before the silence soon counts no more
+    monkeypatch.delenv("GDAL_HTTP_TIMEOUT", raising=False)
+    monkeypatch.setattr("geoseg.source._PATIENCE_S", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", ["stall", "silent"])
+def test_a_server_that_stalls_is_told_when_the_limit_is_over(
+    tmp_path: Path, server: Server, plain: Path, fault: str
+) -> None:
+    server.fault = lambda _: fault
+    url = f"{server.url}/town.tif"
+    with pytest.raises(SceneError, match=f"^{re.escape(url)} .*try again later") as caught:
+        geoseg.predict(url, tmp_path / "out.gpkg", str(plain))
+    assert "\n" not in str(caught.value)
+    assert server.sat_out == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_stalls_during_a_run_ends_it_and_the_same_command_goes_on(
+    tmp_path: Path, server: Server, folder: Path, piece: Callable[..., Path], plain: Path
+) -> None:
+    copy(piece(300, 1500), folder / "wide.tif", driver="COG", blocksize=256, compress="deflate")
+    with rasterio.open(folder / "wide.tif") as file:
+        silent_at = int(file.get_tag_item("BLOCK_OFFSET_4_1", "TIFF", bidx=1))  # for the second chunk alone
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "segmenting":
+            server.silent_at = silent_at
+
+    url, out = f"{server.url}/wide.tif", tmp_path / "out.tif"
+    with pytest.raises(RunError, match=r"^1 of 2 chunks failed; .*its server may have failed.*same command") as caught:
+        # In another process, which has not yet seen what this one looks at before the run.
+        geoseg.predict(url, out, str(plain), chunk=768, workers=1, progress=progress)
+    assert "\n" not in str(caught.value)
+    assert server.sat_out == 0
+    assert not out.exists()
+    server.silent_at = None
+    assert geoseg.predict(url, out, str(plain), chunk=768).resumed == 1
+    geoseg.predict(folder / "wide.tif", tmp_path / "near.tif", str(plain), chunk=768)
+    assert out.read_bytes() == (tmp_path / "near.tif").read_bytes()
 
 
 @pytest.mark.parametrize("fault", ["drop", "cut"])
@@ -251,6 +318,25 @@ def test_a_model_by_url_gives_the_labels_of_the_local_one(
     with pytest.raises(BundleError, match=r"gone\.safetensors cannot be downloaded"):
         geoseg.predict(folder / "town.tif", tmp_path / "new.tif", f"{server.url}/gone.safetensors")
     assert not (tmp_path / "new.tif").exists()
+
+
+@pytest.mark.parametrize("fault", ["stall", "silent", "drop", "cut"])
+def test_a_server_that_fails_while_a_list_or_a_model_is_fetched_is_one_sentence(
+    tmp_path: Path, server: Server, folder: Path, plain: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("geoseg.fetching._TIMEOUT_S", 1)
+    monkeypatch.setenv("GEOSEG_CACHE", str(tmp_path / "cache"))
+    (folder / "items.json").write_text('{"type": "FeatureCollection", "features": [], "links": []}')
+    (folder / "model.safetensors").write_bytes(plain.read_bytes())
+    server.fault = lambda _: fault
+    with pytest.raises(SceneError, match=r"^http://.*/items\.json ") as list_fails:
+        geoseg.batch([f"{server.url}/items.json"], tmp_path / "out", str(plain))
+    with pytest.raises(BundleError, match=r"^http://.*/model\.safetensors cannot be downloaded") as model_fails:
+        geoseg.predict(folder / "town.tif", tmp_path / "out.tif", f"{server.url}/model.safetensors")
+    assert "\n" not in str(list_fails.value) + str(model_fails.value)
+    assert server.sat_out == 0
+    assert not (tmp_path / "out.tif").exists()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.fixture

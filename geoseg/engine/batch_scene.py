@@ -212,16 +212,20 @@ class BatchScenes:
 
 
 def model_note(method: Recipe | Segmenter, names: Sequence[str | os.PathLike[str]]) -> ModelNote:
-    """Return what is said of the model: several bundles are named together, and have no path."""
+    """Return what is said of the model: several bundles are named together."""
     if not isinstance(method, Recipe):
         return ModelNote(type(method).__name__, type(method).__name__)
     bundles = [read_bundle(path) for path, _ in method.bundles]
     kinds = [str(each.description.settings.get("name") or each.description.method) for each in bundles]
     told = " + ".join(Path(os.fspath(name)).stem for name in names)
+    first = bundles[0].description
     return ModelNote(
         told or "model",
         " + ".join(kinds),
-        bundles[0].path if len(bundles) == 1 else None,
+        tuple(each.path for each in bundles),
+        tuple(first.bands),
+        first.tile,
+        first.class_table(),
         sum(each.parameters for each in bundles),
     )
 

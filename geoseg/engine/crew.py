@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from distributed import Client, Future
 from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
-from distributed.scheduler import KilledWorker
 
+from geoseg.engine.lots import WINDOW, Lot, Stream
 from geoseg.errors import RunError, one_line
 
-# Futures in flight per worker thread: enough that none waits for the client, few enough to cost nothing.  Parts that
-# take next to no time go out in larger lots, for so many seconds ahead, since each lot costs the scheduler some work.
-_WINDOW = 2
-_MOST = 64
-_AHEAD_S = 0.25
-# How much the latest part counts in what parts are thought to take.
-_LATEST = 0.1
-# Seconds of silence after which somebody looks whether there are workers, and for which their number is remembered.
-_LOOK_S = 5.0
+# Seconds for which the number of workers is remembered.
 _REMEMBERED_S = 1.0
 # No part takes so long: a worker hangs, in a file system that does not answer perhaps.
 _STALLED_S = 4 * 3600.0
 PATIENCE_S = 120.0
-
-Settled = tuple[int, Future]
 
 
 class Crew:
@@ -63,13 +51,11 @@ class Crew:
         self.resources = dict(resources or {})
         self._where = where
         self._patience_s = patience_s
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._streams: list[Stream] = []
         self._broken: RunError | None = None
         self._threads, self._counted = 0, -_REMEMBERED_S
         self._seen = self._settled = time.monotonic()
-        # Seconds from one finished part to the next.
-        self._pace = _AHEAD_S
 
     @contextlib.contextmanager
     def stream(self, task: Any, key: str, numbers: Iterator[int], rank: int = 0) -> Iterator[Stream]:
@@ -85,24 +71,24 @@ class Crew:
             RunError: the crew is gone.
         """
         stream = Stream(self, task, key, numbers, rank)
-        with self._lock:
+        with self.lock:
             if self._broken is not None:
                 raise self._broken
-            if not any(each.pending for each in self._streams):
+            if not any(each.lots for each in self._streams):
                 self._seen = self._settled = time.monotonic()
             self._streams.append(stream)
             self._streams.sort(key=lambda each: each.rank)
-            self._refill()
+            self.refill()
         try:
             yield stream
         finally:
-            with self._lock:
+            with self.lock:
                 self._streams.remove(stream)
-                left, stream.pending = list(stream.pending.values()), {}
+                left, stream.lots = [lot.future for lot in stream.lots.values()], {}
                 if self.client.status == "running":
                     with contextlib.suppress(Exception):
                         self.client.cancel(left)
-                        self._refill()
+                        self.refill()
 
     @property
     def broken(self) -> RunError | None:
@@ -116,7 +102,7 @@ class Crew:
 
     def close(self, why: RunError) -> None:
         """End all runs with an error, those that come too."""
-        with self._lock:
+        with self.lock:
             self._broken = self._broken or why
             for stream in self._streams:
                 stream.results.put(self._broken)
@@ -127,11 +113,11 @@ class Crew:
         Raises:
             RunError: there has been none for too long, or nothing came of any for very long.
         """
-        with self._lock:
+        with self.lock:
             now = time.monotonic()
             if self._count(fresh=True):
                 self._seen = now
-            busy = any(each.pending for each in self._streams)
+            busy = any(each.lots for each in self._streams)
             if now - self._seen >= self._patience_s:
                 self.close(RunError(self._deserted(now - self._seen)))
             elif busy and now - self._settled >= _STALLED_S:
@@ -144,7 +130,7 @@ class Crew:
                 )
             if self._broken is not None:
                 raise self._broken
-            self._refill()
+            self.refill()
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[None]:
@@ -199,121 +185,47 @@ class Crew:
             self._counted = now
         return self._threads
 
-    def _refill(self) -> None:
-        """Submit parts until the window is full or none is left, and tell the runs that are over."""
-        under_way = sum(len(each.pending) for each in self._streams)
+    def refill(self) -> None:
+        """Submit lots until the window is full or none is left, and tell the runs that are over."""
+        try:
+            self._fill()
+        except RunError as error:
+            self.close(error)
+        except Exception as error:
+            self.close(RunError(f"the work could not be handed out ({one_line(error)}): run the same command again."))
+
+    def _fill(self) -> None:
+        if self._broken is not None:
+            return
+        under_way = sum(each.under_way for each in self._streams)
         suspected = [each for each in self._streams if each.suspects and each.drained]
         if suspected:
             if not under_way:
-                suspected[0].submit([suspected[0].suspects.pop(0)], alone=True)
+                suspected[0].submit([(suspected[0].suspects.popleft(),)], alone=True)
         elif not any(each.alone for each in self._streams):
-            window = self._window()
-            room = window - under_way if under_way <= window // 2 else 0
-            for stream in self._streams:
-                numbers = stream.take(room)
-                stream.submit(numbers)
-                room -= len(numbers)
+            window = WINDOW * self.threads
+            room = window - under_way
+            if room > window // 8:  # several at a time on a large cluster
+                for stream in self._streams:
+                    # Where a run is slow to read what is done, nothing more of it is sent: it would pile up in memory.
+                    lots = stream.take(min(room, window - stream.unread))
+                    stream.submit(lots)
+                    room -= len(lots)
         for stream in self._streams:
             stream.end_if_over()
 
-    def _window(self) -> int:
-        """Return how many parts may be under way."""
-        quick = int(_AHEAD_S / max(self._pace, 1e-6))
-        return max(_WINDOW * self.threads, min(_MOST * self.threads, quick))
-
-    def settle(self, stream: Stream, number: int, alone: bool, future: Future) -> None:
-        """Take note that a part is finished or has failed; Dask calls this in a thread of its own."""
-        with self._lock:
-            if stream.pending.pop(number, None) is None:
+    def settle(self, stream: Stream, lot: Lot, future: Future) -> None:
+        """Take note that a lot is done or has failed; Dask calls this in a thread of its own."""
+        with self.lock:
+            if lot.serial not in stream.lots:
                 return  # withdrawn
-            now = time.monotonic()
-            self._pace += _LATEST * (now - self._settled - self._pace)
-            self._settled = now
-            stream.alone = False
-            try:
-                if future.cancelled() and self.client.status != "running":
-                    raise self._lost()
-                if not alone and future.status == "error" and isinstance(future.exception(), KilledWorker):
-                    stream.suspects.append(number)
-                else:
-                    stream.results.put((number, future))
-                self._refill()
-            except RunError as error:
-                self.close(error)
-            except Exception as error:
-                self.close(
-                    RunError(f"the work could not be handed out ({one_line(error)}): run the same command again.")
-                )
-
-
-class Stream:
-    """The parts of one run on their way; iterating yields each with its future, in the order they are finished."""
-
-    def __init__(self, crew: Crew, task: Any, key: str, numbers: Iterator[int], rank: int) -> None:
-        self.rank = rank
-        self.pending: dict[int, Future] = {}
-        self.suspects: list[int] = []
-        self.alone = False
-        self.results: queue.Queue[Settled | BaseException | None] = queue.Queue()
-        self._crew, self._task, self._key, self._numbers = crew, task, key, numbers
-        self._over = False
-        self.upcoming = next(numbers, None)
-
-    def __iter__(self) -> Iterator[Settled]:
-        """Yield number and future of each part.
-
-        Raises:
-            RunError: the crew is gone, or was closed.
-        """
-        while True:
-            try:
-                item = self.results.get(timeout=_LOOK_S)
-            except queue.Empty:
-                self._crew.check()
-                continue
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    @property
-    def drained(self) -> bool:
-        """Whether no part waits to be sent or is under way, suspects apart."""
-        return self.upcoming is None and not self.pending
-
-    def take(self, most: int) -> list[int]:
-        """Return the next parts to be sent, so many at most."""
-        taken: list[int] = []
-        while len(taken) < most and self.upcoming is not None:
-            taken.append(self.upcoming)
-            self.upcoming = next(self._numbers, None)
-        return taken
-
-    def submit(self, numbers: list[int], alone: bool = False) -> None:
-        """Send parts to the workers."""
-        if not numbers:
-            return
-        crew = self._crew
-        self.alone = alone
-        futures = crew.client.map(
-            partial(self._task, self._key),
-            numbers,
-            key=[f"geoseg-{self._key}-{number}{'-alone' if alone else ''}" for number in numbers],
-            retries=1,
-            pure=False,
-            priority=-self.rank,
-            resources=crew.resources or None,
-        )
-        self.pending.update(zip(numbers, futures, strict=True))
-        for number, future in zip(numbers, futures, strict=True):
-            future.add_done_callback(partial(crew.settle, self, number, alone))
-
-    def end_if_over(self) -> None:
-        """Tell who iterates that nothing is left."""
-        if self.drained and not self.suspects and not self._over:
-            self._over = True
-            self.results.put(None)
+            self._settled = time.monotonic()
+            if future.cancelled() and self.client.status != "running":
+                self.close(self._lost())
+            else:
+                lot.done = True
+                stream.results.put(lot)
+                self.refill()
 
 
 def places_for(client: Client, resources: Mapping[str, float]) -> int:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-from distributed import CancelledError, Future
 from distributed.scheduler import KilledWorker
 
 from geoseg.engine.cluster import JobPlugin, segment_on_worker, stop_local_job
 from geoseg.engine.crew import Crew
+from geoseg.engine.lots import Answer
 from geoseg.engine.plan import Work
 from geoseg.errors import OutputError, RunError, one_line
 
@@ -19,8 +19,6 @@ Progress = Callable[[str, int, int], None]
 
 # So many failures without one success are not bad luck.
 _HOPELESS = 6
-# What a chunk tells is a few bytes; a worker that is gone before it is asked computes it again elsewhere.
-_RESULT_S = 60.0
 
 
 @dataclass
@@ -83,13 +81,8 @@ def run_chunks(
         progress(stage, tally.settled, tally.chunks)
     with _job(crew, key, plan), crew.reached(), crew.stream(segment_on_worker, key, todo, rank) as stream:
         try:
-            for number, future in stream:
-                try:
-                    _note(plan, tally, number, future)
-                except (TimeoutError, CancelledError):
-                    crew.check()
-                    tally.failures[number] = "its worker was gone before it could tell"
-                future.release()  # else Dask computes it again when its worker dies
+            for number, answer in stream:
+                _note(plan, tally, number, answer)
                 if progress:
                     progress(stage, tally.settled, tally.chunks)
         finally:
@@ -112,9 +105,10 @@ def _job(crew: Crew, key: str, plan: Work) -> Iterator[None]:
         crew.unregister(plugin.name)
 
 
-def _note(plan: Work, tally: Tally, number: int, future: Future) -> None:
-    if future.status == "finished":
-        outcome = future.result(timeout=_RESULT_S)
+def _note(plan: Work, tally: Tally, number: int, answer: Answer) -> None:
+    error = answer.error
+    if error is None:
+        outcome = answer.value
         tally.finished += 1
         tally.tiles += outcome.tiles
         tally.labelled += outcome.labelled
@@ -122,10 +116,9 @@ def _note(plan: Work, tally: Tally, number: int, future: Future) -> None:
         window = plan.chunks.window(number)
         tally.pixels += window.height * window.width
         return
-    error = future.exception() if future.status == "error" else RunError("cancelled by the scheduler")
     if isinstance(error, OutputError):
         raise error
-    tally.failures[number] = _died(error) if isinstance(error, KilledWorker) else one_line(error)
+    tally.failures[number] = _died(error) if isinstance(error, KilledWorker) else one_line(error, 400)
     if not tally.finished and not tally.resumed and len(tally.failures) >= _HOPELESS:
         raise RunError(_told(plan, tally))
 

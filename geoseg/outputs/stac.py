@@ -1,7 +1,7 @@
 """Outputs as a STAC collection: one item a scene, beside its files, after the STAC 1.1.0 specification.
 
-Items follow the extensions processing 1.2.0, projection 2.0.0 and classification 2.0.0, and the collection names the
-model as an asset after the machine learning model extension (mlm) 1.4.0.
+Items follow the extensions processing 1.2.0, projection 2.0.0 and classification 2.0.0.  Where the model is one or more
+files, collection and items name it after the machine learning model extension (mlm) 1.4.0, which wants such an asset.
 """
 
 from __future__ import annotations
@@ -54,26 +54,67 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class ModelNote:
-    """What the collection says of the model.
+    """What is said of the model.
 
     Attributes:
         name: of the model.
         architecture: of its network, or its method.
-        path: the bundle.
+        paths: the bundles; empty for a model that is no file.
+        bands: names of what it sees.
+        tile_px: side of the tiles that it is shown.
+        classes: what it tells apart, in the order of its scores; None for a model that is no file.
         parameters: number of its weights.
     """
 
     name: str
     architecture: str
-    path: str | None = None
+    paths: tuple[str, ...] = ()
+    bands: tuple[str, ...] = ()
+    tile_px: int = 1
+    classes: Classes | None = None
     parameters: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields that say which model it is."""
+        """Return the fields that say which model it is, what it takes and what it gives."""
+        if self.classes is None:
+            return {}
+        tasks = ["semantic-segmentation"]
+        axes = {"dim_order": ["batch", "channel", "height", "width"], "data_type": "float32"}
+        side = self.tile_px
         return {
             "mlm:name": _slug(self.name, "model"),
             "mlm:architecture": self.architecture,
-            "mlm:tasks": ["semantic-segmentation"],
+            "mlm:tasks": tasks,
+            "mlm:framework": "PyTorch",
+            **({} if self.parameters is None else {"mlm:total_parameters": self.parameters}),
+            "mlm:input": [
+                {
+                    "name": "tile",
+                    "bands": list(self.bands),
+                    "input": {"shape": [-1, len(self.bands), side, side], **axes},
+                }
+            ],
+            "mlm:output": [
+                {
+                    "name": "scores",
+                    "tasks": tasks,
+                    "result": {"shape": [-1, len(self.classes), side, side], **axes},
+                    "classification:classes": _classes(self.classes),
+                }
+            ],
+        }
+
+    def assets(self, folder: Place) -> dict[str, Any]:
+        """Return the bundles as assets of what is written into ``folder``."""
+        return {
+            "model" if number == 1 else f"model-{number}": {
+                "href": _href(path, folder),
+                "title": f"The model {Path(path).stem}",
+                "type": "application/octet-stream; application=safetensors",
+                "roles": ["mlm:model", "mlm:weights"],
+                "mlm:artifact_type": "safetensors.torch.save_file",
+            }
+            for number, path in enumerate(self.paths, 1)
         }
 
 
@@ -119,10 +160,11 @@ def write_item(path: str | os.PathLike[str] | S3Place, note: ItemNote) -> dict[s
     made = _now()
     crs = projection(note.geobox)
     code = crs.to_authority()
+    models = note.model.assets(path.parent)
     record: dict[str, Any] = {
         "type": "Feature",
         "stac_version": VERSION,
-        "stac_extensions": [_PROCESSING, _PROJECTION, _CLASSIFICATION],
+        "stac_extensions": [_PROCESSING, _PROJECTION, _CLASSIFICATION, *([_MLM] if models else [])],
         "id": note.name,
         "collection": path.parent.parent.absolute().name,
         "geometry": geometry,
@@ -137,14 +179,14 @@ def write_item(path: str | os.PathLike[str] | S3Place, note: ItemNote) -> dict[s
             **({"proj:wkt2": crs.to_wkt()} if code is None else {}),
             "proj:shape": [int(side) for side in note.geobox.shape],
             "proj:transform": [float(value) for value in list(note.geobox.affine)[:6]],
-            **note.model.fields(),
+            **(note.model.fields() if models else {}),
             "geoseg:areas_m2": dict(note.areas_m2),
         },
         "links": [
             *({"rel": rel, "href": f"../{COLLECTION}", "type": "application/json"} for rel in _UP),
             *_origins(note, path.parent),
         ],
-        "assets": {kind: _asset(kind, file, note) for kind, file in note.files.items()},
+        "assets": {**{kind: _asset(kind, file, note) for kind, file in note.files.items()}, **models},
     }
     _write(path, record)
     return record
@@ -169,18 +211,7 @@ def write_collection(
     place = folder if isinstance(folder, S3Place) else Path(folder).absolute()
     times = sorted(time for item in items for time in _span(item["properties"]))
     boxes = [item["bbox"] for item in items if "bbox" in item]
-    assets: dict[str, Any] = {}
-    if model.path is not None:
-        assets["model"] = {
-            "href": _href(model.path, place),
-            "title": f"The model {model.name}",
-            "type": "application/octet-stream; application=safetensors",
-            "roles": ["mlm:model", "mlm:weights"],
-            "mlm:artifact_type": "geoseg bundle",
-            "mlm:framework": "PyTorch",
-            **model.fields(),
-            **({} if model.parameters is None else {"mlm:total_parameters": model.parameters}),
-        }
+    assets = {name: {**asset, **model.fields()} for name, asset in model.assets(place).items()}
     record = {
         "type": "Collection",
         "stac_version": VERSION,
@@ -241,18 +272,22 @@ def _asset(kind: str, file: Place, note: ItemNote) -> dict[str, Any]:
         record |= {
             "data_type": "uint8",
             "nodata": note.classes.nodata,
-            "classification:classes": [
-                {
-                    "value": item.id,
-                    "name": _slug(item.name, "class"),
-                    "title": item.name,
-                    "description": item.name,
-                    "color_hint": item.color.removeprefix("#").upper(),
-                }
-                for item in note.classes
-            ],
+            "classification:classes": _classes(note.classes),
         }
     return record
+
+
+def _classes(classes: Classes) -> list[dict[str, Any]]:
+    return [
+        {
+            "value": item.id,
+            "name": _slug(item.name, "class"),
+            "title": item.name,
+            "description": item.name,
+            "color_hint": item.color.removeprefix("#").upper(),
+        }
+        for item in classes
+    ]
 
 
 def _href(name: str, folder: Place) -> str:

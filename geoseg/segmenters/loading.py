@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import urllib.error
-import urllib.request
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,12 +15,11 @@ from geoseg import __version__
 from geoseg.bundle import Bundle, file_digest, read_bundle, write_bundle
 from geoseg.cache import cache_folder
 from geoseg.errors import BundleError, OutputError, one_line, unknown_name
-from geoseg.fetching import without_secrets
+from geoseg.fetching import answer_of, without_secrets
 
 if TYPE_CHECKING:
     from geoseg.segmenters.interface import Segmenter
 
-_TIMEOUT_S = 60
 _SUFFIX = ".safetensors"
 
 
@@ -175,8 +173,7 @@ def _fetch(url: str, file: BinaryIO) -> None:
     Raises:
         OSError: no connection, an error status, or fewer bytes than announced.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": f"geoseg/{__version__}"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+    with answer_of(url) as response:
         shutil.copyfileobj(response, file, 1 << 20)
         announced = response.headers.get("Content-Length")
     if announced is not None and file.tell() != int(announced):

@@ -141,7 +141,7 @@ def test_the_collection_is_valid_and_whole(made: tuple[Path, BatchReport]) -> No
         record = json.loads(Path(thing.get_self_href()).read_text())
         pystac.validation.validate_dict(record, kind, "1.1.0", [])
     for item in items:
-        assert set(item.assets) == {"polygons", "labels", "confidence"}
+        assert set(item.assets) == {"polygons", "labels", "confidence", "model"}
         assert all(Path(asset.get_absolute_href()).is_file() for asset in item.assets.values())
         west, south, east, north = item.bbox
         assert 85 < west < east < 86

@@ -163,7 +163,7 @@ def test_a_scheduler_file_is_enough(tmp_path: Path, town: Path, plain: Path) -> 
 def test_a_scheduler_that_goes_away_ends_the_run_and_the_chunks_are_kept(
     tmp_path: Path, town: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geoseg.engine.crew._LOOK_S", 0.5)
+    monkeypatch.setattr("geoseg.engine.lots._LOOK_S", 0.5)
     with _started(tmp_path) as (file, (scheduler, _)):
 
         def end_it(stage: str, done: int, total: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,16 @@ def _note(folder: Path, name: str = "a", **more: Any) -> ItemNote:
     geobox = more.pop("geobox", GeoBox((20, 30), Affine(0.5, 0, 350_000, 0, -0.5, 3_060_000), "EPSG:32645"))
     files = {"polygons": folder / f"{name}.fgb", "labels": folder / f"{name}.tif", "confidence": folder / "c.tif"}
     return ItemNote(name, geobox, 0.5, CLASSES, files, MODEL, str(folder.parent / "in" / "a.tif"), **more)
+
+
+def _model(folder: Path, *names: str) -> ModelNote:
+    """Return what is said of bundles in a folder."""
+    paths = []
+    for name in names:
+        (folder / f"{name}.safetensors").write_bytes(b"")
+        paths.append(str(folder / f"{name}.safetensors"))
+    bands = ("red", "green", "blue")
+    return ModelNote(" + ".join(names), "unet", tuple(paths), bands, 256, CLASSES, 7 * len(names))
 
 
 def _valid(path: Path, kind: pystac.STACObjectType) -> dict[str, Any]:
@@ -70,8 +82,7 @@ def test_the_collection_covers_its_items_in_place_and_time(tmp_path: Path) -> No
         geobox = GeoBox((20, 30), Affine(0.5, 0, east, 0, -0.5, 3_060_000), "EPSG:32645")
         note = _note(tmp_path / name, name, geobox=geobox, when=time)
         items.append(write_item(tmp_path / name / f"{name}.json", note))
-    (tmp_path / "m.safetensors").write_bytes(b"")
-    write_collection(tmp_path, items, ModelNote("m", "unet", str(tmp_path / "m.safetensors"), 7))
+    write_collection(tmp_path, items, _model(tmp_path, "m"))
     record = _valid(tmp_path / "collection.json", pystac.STACObjectType.COLLECTION)
     assert record["extent"]["temporal"]["interval"] == [["2023-05-01T10:00:00Z", "2024-05-01T10:00:00Z"]]
     (box,) = record["extent"]["spatial"]["bbox"]
@@ -122,3 +133,80 @@ def test_a_scene_on_another_planet_has_no_footprint(tmp_path: Path) -> None:
     assert _valid(tmp_path / "a" / "a.json", pystac.STACObjectType.ITEM)["geometry"] is None
     write_collection(tmp_path, [item], MODEL)
     _valid(tmp_path / "collection.json", pystac.STACObjectType.COLLECTION)
+
+
+# What version 1.4 of the machine learning model extension lets a field hold, as far as such fields are written.
+TASKS = {"semantic-segmentation", "segmentation", "classification", "detection", "regression"}
+AXES = {"batch", "channel", "time", "height", "width", "depth", "token", "class", "score", "confidence"}
+NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"}
+KNOWN = {
+    "mlm:name": str,
+    "mlm:architecture": str,
+    "mlm:tasks": list,
+    "mlm:framework": str,
+    "mlm:total_parameters": int,
+    "mlm:input": list,
+    "mlm:output": list,
+    "mlm:artifact_type": str,
+}
+REQUIRED = {"mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"}
+
+
+def _check_model(fields: dict[str, Any], *, whole: bool = True) -> None:
+    """Compare fields with what the extension says of the fields of items and assets."""
+    own = {name: value for name, value in fields.items() if name.startswith("mlm:")}
+    assert own.keys() >= (REQUIRED if whole else set())
+    for name, value in own.items():
+        assert type(value) is KNOWN[name], name
+        assert value, name
+    if not whole:
+        return
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", own["mlm:name"])
+    assert set(own["mlm:tasks"]) <= TASKS
+    for each in own["mlm:input"]:
+        assert type(each["name"]) is str
+        assert all(type(band) is str for band in each["bands"])
+        _check_structure(each["input"])
+        assert each["input"]["shape"][each["input"]["dim_order"].index("channel")] == len(each["bands"])
+    for each in own["mlm:output"]:
+        assert type(each["name"]) is str
+        assert set(each["tasks"]) <= set(own["mlm:tasks"])
+        _check_structure(each["result"])
+        classes = each["classification:classes"]
+        assert each["result"]["shape"][each["result"]["dim_order"].index("channel")] == len(classes)
+        assert all(type(item["value"]) is int and re.fullmatch(r"[0-9A-Za-z_-]+", item["name"]) for item in classes)
+
+
+def _check_structure(structure: dict[str, Any]) -> None:
+    assert structure.keys() == {"shape", "dim_order", "data_type"}
+    assert len(structure["shape"]) == len(structure["dim_order"])
+    assert all(type(side) is int and (side == -1 or side > 0) for side in structure["shape"])
+    assert set(structure["dim_order"]) <= AXES
+    assert structure["data_type"] in NUMBERS
+
+
+@pytest.mark.parametrize("names", [("m",), ("land", "Wälder 2")])
+def test_the_model_is_told_as_its_extension_wants_it(tmp_path: Path, names: tuple[str, ...]) -> None:
+    model = _model(tmp_path, *names)
+    (tmp_path / "a").mkdir()
+    item = write_item(tmp_path / "a" / "a.json", replace(_note(tmp_path / "a"), model=model))
+    write_collection(tmp_path, [item], model)
+    record = _valid(tmp_path / "a" / "a.json", pystac.STACObjectType.ITEM)
+    collection = _valid(tmp_path / "collection.json", pystac.STACObjectType.COLLECTION)
+    _check_model(record["properties"])
+    for thing, folder in ((record, tmp_path / "a"), (collection, tmp_path)):
+        assert any(re.search(r"/mlm/v1\.\d+\.\d+/schema\.json$", url) for url in thing["stac_extensions"])
+        models = [asset for asset in thing["assets"].values() if "mlm:model" in asset["roles"]]
+        assert [(folder / asset["href"]).resolve() for asset in models] == [Path(path) for path in model.paths]
+        for asset in models:
+            assert asset["mlm:artifact_type"]
+            _check_model(asset, whole=thing is collection)
+
+
+def test_a_model_that_is_no_file_is_told_in_words_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    item = write_item(tmp_path / "a" / "a.json", _note(tmp_path / "a"))
+    write_collection(tmp_path, [item], MODEL)
+    for path in (tmp_path / "a" / "a.json", tmp_path / "collection.json"):
+        assert "mlm" not in path.read_text()
+    assert "with the model 3 models" in item["properties"]["processing:lineage"]
