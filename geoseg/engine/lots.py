@@ -17,10 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distributed import CancelledError, Future
-from distributed.protocol import pickle
 from distributed.scheduler import KilledWorker
 
-from geoseg.errors import RunError, one_line
+from geoseg.errors import GeosegError, RunError, one_line
 
 if TYPE_CHECKING:
     from geoseg.engine.crew import Crew
@@ -95,14 +94,13 @@ def do_lot(task: Any, key: str, limit_s: float, numbers: Sequence[int]) -> tuple
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error as it reaches the client; its traceback, which would hold a chunk's arrays, stays behind."""
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-    except Exception:
-        copy = None
-    if isinstance(copy, Exception):
-        return copy.with_traceback(None)  # Dask has pickle copy it at times
-    return RunError(f"{type(error).__name__}: {one_line(error)}")
+    """Return an error as it reaches the client: its traceback, which would hold a chunk's arrays, stays behind.
+
+    One of another kind than geoseg's own comes as words alone, for a library's may not survive the way.
+    """
+    if isinstance(error, GeosegError):
+        return type(error)(*error.args)
+    return RunError(one_line(error, 400))
 
 
 class Stream:
