@@ -11,8 +11,13 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
 import geoseg
-from geoseg.bundle import read_bundle, write_bundle
+from geoseg.bundle import TilingRecord, read_bundle, write_bundle
 from geoseg.training.config import read_config, set_value
 
 HERE = Path(__file__).parent
@@ -22,6 +27,9 @@ SHIPPED = HERE.parent / "geoseg" / "data" / "buildings.safetensors"
 # with 41 % of roofs: a pixel then needs a probability of 0.58 in place of 0.5, by the network's own account.
 DOUBT = 0.32
 HEAD = "network.segmentation_head.0.bias"
+# Pixels of context.  Training chose 320, at which labels hardly differ from those of one pass over the whole scene (in
+# 0.001 % of the pixels); with 224 a scene costs 2.4 times its pixels in place of 4, and they differ in fewer than 0.05 %.
+HALO = 224
 # Shares of the scene's width.
 CHOOSING, TEST = (4 / 6, 5 / 6), (5 / 6, 1)
 CARD = {
@@ -51,9 +59,40 @@ def main(weights: str, folder: Path) -> None:
         "chosen with its figures in view)"
     )
     bundle = read_bundle(final)
-    described = bundle.description.model_copy(update={"card": {**CARD, "figures": figures}})
+    tiling = _tiling(final, (banepa[0], kampala[0]), folder)
+    described = bundle.description.model_copy(
+        update={"card": {**CARD, "figures": figures}, "halo": HALO, "tiling": tiling}
+    )
     write_bundle(SHIPPED, described, bundle.tensors(), overwrite=True)
     print(f"{figures}\n{SHIPPED}")
+
+
+def _tiling(model: Path, scenes: tuple[Path, ...], folder: Path) -> TilingRecord:
+    """Return by how much the labels of tiles differ, at worst, from those of one pass over a scene."""
+    description = read_bundle(model).description
+    shares = []
+    for scene in scenes:
+        longest = max(geoseg.open(scene).at_resolution(description.resolution).shape)
+        stride = description.stride
+        whole = {"halo": description.halo, "tile": -(-longest // stride) * stride + 2 * description.halo}
+        one, other = (
+            _labels(model, scene, folder / "tiled.tif", **cut)
+            for cut in (whole, {"halo": HALO, "tile": description.tile})
+        )
+        shares.append(float((one != other).mean()))
+    return TilingRecord(
+        disagreement=max(shares),
+        decided_by="labels",
+        halo_exact=description.tiling.halo_exact,
+        measured_on=f"the scenes of {' and '.join(scene.parent.name.capitalize() for scene in scenes)}",
+    )
+
+
+def _labels(model: Path, scene: Path, path: Path, **cut: int) -> NDArray[np.uint8]:
+    """Return the labels of a scene cut into tiles in some way."""
+    geoseg.predict(scene, path, str(model), overwrite=True, fresh=True, chunk=8192, **cut)
+    with rasterio.open(path) as file:
+        return file.read(1)
 
 
 def _trained(weights: str, model: Path, train: list[float], validation: tuple[float, float] | None) -> Path:
@@ -89,9 +128,6 @@ def _iou(model: Path, scene: Path, footprints: Path, columns: tuple[float, float
 
 def _columns(scene: Path, columns: tuple[float, float], part: Path) -> Path:
     """Write some columns of a scene as a GeoTIFF of their own, so that nothing of the others is seen."""
-    import rasterio
-    from rasterio.windows import Window
-
     with rasterio.open(scene) as source:
         left, right = (round(share * source.width) for share in columns)
         window = Window(left, 0, right - left, source.height)
