@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from geoseg.engine.device import Runner
     from geoseg.engine.predict import Options
 
-# Seconds to wait for a scheduler, and for local workers, which import a good deal first.
+# Seconds to wait for a scheduler, for local workers, which import a good deal first, and for a client to close.
 _REACH_TIMEOUT = 30
 _START_TIMEOUT = 120
+_CLOSE_TIMEOUT = 10
 # Dask's own HTTP servers cannot be left out: on this machine alone, on any free port (its default may be taken).
 _UNSEEN: dict[str, Any] = {
     "dashboard_address": "127.0.0.1:0",
@@ -211,6 +213,7 @@ def connected(options: Options) -> Iterator[Crew]:
         try:
             client = stack.enter_context(_client(options, stack))
         except Exception as error:  # of any kind: strange files and strange certificates end up in strange places
+            _close_unborn(error)
             raise _unreachable(options, error) from error
         if options.scheduler:
             where = f"the cluster {options.scheduler}"
@@ -249,6 +252,21 @@ def _client(options: Options, stack: contextlib.ExitStack) -> Client:
         )
     )
     return Client(cluster, timeout=_START_TIMEOUT, set_as_default=False)
+
+
+def _close_unborn(error: BaseException) -> None:
+    """Close the client whose making failed with ``error``; only the frames of that know it.
+
+    Left to the collector, it might be closed in a thread that is just being started, while the one that starts it holds
+    the lock of Dask's which closing waits for.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        client = frame.f_locals.get("self")
+        if isinstance(client, Client):
+            with contextlib.suppress(Exception):  # what made it fail may make this fail
+                client.close(timeout=_CLOSE_TIMEOUT)
+                client._loop_runner.stop()  # one that has closed itself leaves its thread
+            return
 
 
 def _unreachable(options: Options, error: Exception) -> RunError:
