@@ -94,16 +94,18 @@ def test_what_is_under_way_at_any_time_is_bounded(client: Client, task: Any, par
     assert 0 < most <= lots_module.WINDOW
 
 
-def test_a_lower_rank_goes_first(client: Client) -> None:
+def test_a_lower_rank_goes_first(client: Client, blocked: None) -> None:
     crew, order, lock = Crew(client), [], threading.Lock()
     ready = threading.Barrier(2)
 
     def run(rank: int) -> None:
         if rank == 0:
             ready.wait()
-        with crew.stream(double, f"rank{rank}", iter(range(20)), rank) as stream:
+        with crew.stream(hang, f"rank{rank}", iter(range(20)), rank) as stream:
             if rank == 1:
                 ready.wait()
+            else:
+                BLOCKED.set()  # only now, that both have begun, parts are done
             for _ in stream:
                 with lock:
                     order.append(rank)
