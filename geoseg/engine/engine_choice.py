@@ -50,7 +50,7 @@ def refuse_engine(segmenter: Segmenter, options: Options) -> None:
     if name in ("auto", "torch"):
         return
     if name not in segmenter.engines:
-        raise ConfigError(f"this method is computed by {' or '.join(segmenter.engines)}: leave --engine {name} out.")
+        raise ConfigError(f"{name} cannot compute this method: leave --engine {name} out.")
     if options.precision not in _FLOAT32:
         raise ConfigError(f"{name} computes in float32: leave --precision {options.precision} or --engine {name} out.")
     if not options.scheduler:  # what is there, is for its workers to say

@@ -215,7 +215,7 @@ class Segmenter(ABC):
             ConfigError: it cannot.
         """
         if engine not in self.engines:
-            raise ConfigError(f"this method is computed by {' or '.join(self.engines)}: leave --engine {engine} out.")
+            raise ConfigError(f"{engine} cannot compute this method: leave --engine {engine} out.")
 
 
 def normalised(tiles: Tiles, scaling: Normalisation) -> torch.Tensor:

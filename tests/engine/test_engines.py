@@ -62,7 +62,7 @@ class _Own(Segmenter):
 
 
 def test_a_method_that_is_no_network_takes_no_engine(tmp_path: Path, piece: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match="computed by torch: leave --engine openvino out"):
+    with pytest.raises(ConfigError, match="openvino cannot compute this method: leave --engine openvino out"):
         geoseg.predict(piece(64, 64), tmp_path / "labels.tif", _Own(), engine="openvino")
     assert not list(tmp_path.iterdir())
 
