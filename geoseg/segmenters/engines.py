@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -119,7 +120,6 @@ def _recorded(network: nn.Module, shape: tuple[int, ...]) -> Any:
     Raises:
         ConfigError: OpenVINO does not know an operation of the network.
     """
-    from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -127,21 +127,38 @@ def _recorded(network: nn.Module, shape: tuple[int, ...]) -> Any:
         warnings.simplefilter("ignore")  # of tracing, that it is old, and that it takes sizes for constants
         traced = torch.jit.trace(network, pixels, check_trace=False)
         try:
-            # Each is asked until the conversion ends, and none keeps the one before it.
-            manager, decoder = FrontEndManager(), TorchScriptPythonDecoder(traced)
-            frontend = manager.load_by_framework("pytorch")
-            loaded = frontend.load(decoder)
-            return frontend.convert(loaded)
+            # It is asked until the conversion ends, and nothing else keeps it.
+            decoder = TorchScriptPythonDecoder(traced)
+            loaded = _frontend().load(decoder)
+            return _frontend().convert(loaded)
         except Exception as error:  # of several kinds, all OpenVINO's own
             raise ConfigError(
                 f"openvino cannot compute this network ({one_line(error, 160)}): use --engine torch."
             ) from error
 
 
-def _compiled(model: Any, shape: tuple[int, ...]) -> Run:
-    """Return what computes a model for pictures of ``shape``, in as many threads as torch uses here."""
+# These live as long as the process: with them would go libraries that threads of OpenVINO's may still be in.
+@cache
+def _core() -> Any:
     import openvino
 
+    return openvino.Core()
+
+
+@cache
+def _manager() -> Any:
+    from openvino.frontend import FrontEndManager
+
+    return FrontEndManager()
+
+
+@cache
+def _frontend() -> Any:
+    return _manager().load_by_framework("pytorch")
+
+
+def _compiled(model: Any, shape: tuple[int, ...]) -> Run:
+    """Return what computes a model for pictures of ``shape``, in as many threads as torch uses here."""
     fixed = model.clone()
     fixed.reshape({fixed.inputs[0]: list(shape)})
     settings = {
@@ -150,7 +167,7 @@ def _compiled(model: Any, shape: tuple[int, ...]) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
     }
-    request = openvino.Core().compile_model(fixed, "CPU", settings).create_infer_request()
+    request = _core().compile_model(fixed, "CPU", settings).create_infer_request()
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         made = request.infer([np.ascontiguousarray(pixels.numpy())], share_inputs=True, share_outputs=True)
