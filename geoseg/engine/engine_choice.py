@@ -65,6 +65,7 @@ def settled(plan: Plan, segmenter: Segmenter, options: Options) -> tuple[Plan, l
 
     Raises:
         SceneError: the scene cannot be read.
+        OutputError: a store in object storage does not answer.
     """
     if plan.engine != "auto":
         return plan, []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -87,7 +88,7 @@ class Compiled:
             return _compiled(self._general, shape)
         run = _compiled(_recorded(self._network, shape), shape)
         difference = self._difference(run, shape)
-        if difference > _TOLERANCE:
+        if not difference <= _TOLERANCE:  # nor is it where scores are not numbers
             raise ConfigError(
                 f"openvino gives other scores than torch for this network (by {difference:.2g} of the largest): use "
                 "--engine torch."
@@ -101,7 +102,7 @@ class Compiled:
         try:
             model = _recorded(self._network, shape)
             return model if self._difference(_compiled(model, other), other) <= _TOLERANCE else None
-        except (RuntimeError, ValueError):  # of a size it was not recorded for, or the network takes no such picture
+        except (RuntimeError, ValueError):  # it holds for one size only, or the network takes no such picture
             return None
 
     def _difference(self, run: Run, shape: tuple[int, ...]) -> float:
@@ -118,23 +119,33 @@ def _recorded(network: nn.Module, shape: tuple[int, ...]) -> Any:
     OpenVINO's own ``convert_model`` is left aside: it reports what it converts to its makers.
 
     Raises:
-        ConfigError: OpenVINO does not know an operation of the network.
+        ConfigError: it cannot be recorded, or OpenVINO does not know one of its operations.
     """
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _told():
         warnings.simplefilter("ignore")  # of tracing, that it is old, and that it takes sizes for constants
         traced = torch.jit.trace(network, pixels, check_trace=False)
-        try:
-            # It is asked until the conversion ends, and nothing else keeps it.
-            decoder = TorchScriptPythonDecoder(traced)
-            loaded = _frontend().load(decoder)
-            return _frontend().convert(loaded)
-        except Exception as error:  # of several kinds, all OpenVINO's own
-            raise ConfigError(
-                f"openvino cannot compute this network ({one_line(error, 160)}): use --engine torch."
-            ) from error
+        # It is asked until the conversion ends, and nothing else keeps it.
+        decoder = TorchScriptPythonDecoder(traced)
+        loaded = _frontend().load(decoder)
+        return _frontend().convert(loaded)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what PyTorch's tracer and OpenVINO raise inside the block, of many kinds, into one sentence.
+
+    Raises:
+        ConfigError: the engine cannot compute the network.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(
+            f"openvino cannot compute this network ({one_line(error, 160)}): use --engine torch."
+        ) from error
 
 
 # These live as long as the process: with them would go libraries that threads of OpenVINO's may still be in.
@@ -158,19 +169,25 @@ def _frontend() -> Any:
 
 
 def _compiled(model: Any, shape: tuple[int, ...]) -> Run:
-    """Return what computes a model for pictures of ``shape``, in as many threads as torch uses here."""
-    fixed = model.clone()
-    fixed.reshape({fixed.inputs[0]: list(shape)})
+    """Return what computes a model for pictures of ``shape``, in as many threads as torch uses here.
+
+    Raises:
+        ConfigError: it cannot be for that shape.
+    """
     settings = {
         # The library's own choice may be bfloat16.
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
     }
-    request = _core().compile_model(fixed, "CPU", settings).create_infer_request()
+    with _told():
+        fixed = model.clone()
+        fixed.reshape({fixed.inputs[0]: list(shape)})
+        request = _core().compile_model(fixed, "CPU", settings).create_infer_request()
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        made = request.infer([np.ascontiguousarray(pixels.numpy())], share_inputs=True, share_outputs=True)
+        with _told():
+            made = request.infer([np.ascontiguousarray(pixels.numpy())], share_inputs=True, share_outputs=True)
         # The next call writes to the same memory.
         return torch.from_numpy(made[0].copy())
 

@@ -82,6 +82,28 @@ def test_other_scores_than_torch_gives_are_refused() -> None:
         Compiled(Fickle(), 32)(torch.ones(1, 2, 64, 64))
 
 
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    class Broken(nn.Module):
+        """A network whose weights are spoilt."""
+
+        def forward(self, pixels):
+            return pixels * float("nan")
+
+    with pytest.raises(ConfigError, match="other scores than torch"):
+        Compiled(Broken(), 32)(torch.ones(1, 2, 64, 64))
+
+
+def test_a_network_that_cannot_be_recorded_is_told_in_one_sentence() -> None:
+    class Strange(nn.Module):
+        """A network that answers with what no tracer takes."""
+
+        def forward(self, pixels):
+            return {1: pixels, "two": 2}
+
+    with pytest.raises(ConfigError, match="openvino cannot compute this network"):
+        Compiled(Strange(), 32)(torch.ones(1, 2, 64, 64))
+
+
 def test_scores_that_were_given_stay_as_they_were() -> None:
     segmenter = PlainNetwork(_network("unet"), SPEC)
     segmenter.place(CPU)
