@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import http.server
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from urllib.parse import urlsplit
+
+from tests.serving import at_work
 
 
 class Proxy(http.server.ThreadingHTTPServer):
@@ -36,14 +37,9 @@ class Proxy(http.server.ThreadingHTTPServer):
 @contextmanager
 def proxied(server: str) -> Iterator[Proxy]:
     """Yield a proxy at work."""
-    with Proxy(server) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    proxy = Proxy(server)
+    with at_work(proxy):
+        yield proxy
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -7,7 +7,6 @@ import http.server
 import re
 import select
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from geoseg.engine.vectorize import vectorize
 from geoseg.errors import BundleError, RunError, SceneError
 from geoseg.grid import Window
 from geoseg.scene import open_scene
+from tests.serving import at_work
 
 # A client that waits so long for a server that stalls has no limit of its own.
 _SAT_OUT_S = 30.0
@@ -127,14 +127,9 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.1")
     monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "20")  # a test that waits for itself fails, it does not hang
-    with Server(folder) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
-            thread.join()
+    server = Server(folder)
+    with at_work(server):
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import (
@@ -21,7 +22,7 @@ from tests.benchmarks import (
     bench_writing,
 )
 
-_ALL = {
+_ALL: dict[str, Callable[[Path], None]] = {
     "startup": bench_startup.main,
     "overhead": bench_overhead.main,
     "engines": bench_engines.main,

@@ -60,7 +60,9 @@ def main(folder: Path, chosen: tuple[str, ...] = (), rounds: int = 3) -> None:
         stored[name] = _cost(name, peer, rounds, None if before is None else before.tiling)
         _report(name, stored)
     for name in chosen:
-        stored[name] = dataclasses.replace(stored[name], tiling=_tiling(name, stored[name].stride))
+        known = stored[name]
+        assert known is not None
+        stored[name] = dataclasses.replace(known, tiling=_tiling(name, known.stride))
         _report(name, stored)
 
 
@@ -106,7 +108,7 @@ def _built(name: str) -> nn.Module:
 def _placed(name: str) -> nn.Module:
     """Return the network as the engine runs it on a CPU."""
     folded = fold_batch_norm(_built(name), (1, BANDS, 128, 128))
-    return folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return folded.to(memory_format=torch.channels_last)
 
 
 def _pixels() -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from geoseg.engine.cluster import Job
 from geoseg.engine.device import share_cores
 from geoseg.engine.plan import Recipe
 from geoseg.engine.predict import Options, make_plan
+from geoseg.grid import TileGrid
 from tests.benchmarks.measuring import geoseg, run
 from tests.benchmarks.models import write_model
 from tests.benchmarks.scenes import write_scene
@@ -56,16 +58,18 @@ def main(folder: Path, side: int = 4096, encoders: tuple[str, ...] = ("resnet18"
         )
 
 
-def _forward_passes(folder: Path, scene: Path, model: Path):
+def _forward_passes(folder: Path, scene: Path, model: Path) -> Callable[[], float]:
     recipe = Recipe(((str(model), file_digest(str(model))),))
     options = Options(overwrite=True)
     plan, _ = make_plan(scene, Outputs.check(folder / "bare.geojson", options), recipe, recipe.build(), options)
+    assert isinstance(plan.tiles, TileGrid)
+    core = slice(plan.tiles.halo, -plan.tiles.halo)
     runner = Job(plan, 1).runner()
     tiles = []
     for window in plan.chunks:
         for position in plan.tiles.covering(window):
             pixels = plan.model_scene.read(plan.tiles.tile_window(position))
-            if pixels.valid[plan.tiles.halo : -plan.tiles.halo, plan.tiles.halo : -plan.tiles.halo].any():
+            if pixels.valid[core, core].any():
                 tiles.append(runner.tiles([pixels]))
     runner.scores(tiles[0])
 

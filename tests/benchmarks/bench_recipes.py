@@ -87,6 +87,6 @@ def _trained(folder: Path, changes: Mapping[str, Any], seed: int) -> tuple[dict[
         if stage == "training":
             ticks.append(time.process_time())
 
-    run = fit._Run(fit.check(given), folder / "model.safetensors", folder, tick, None)
+    run = fit.LoopRun(fit.check(given), folder / "model.safetensors", folder, tick, None)
     run.fit()
     return run.figures, (ticks[-1] - ticks[0]) / (len(ticks) - 1)

@@ -67,10 +67,12 @@ def _round(target: Path, encoder: str, batch: int, patch: int) -> tuple[Seconds,
     run.fit()
     whole = _each(ticks[_WARM - 1], ticks[_STEPS - 1])
 
+    scaling = run.scaling
+    assert scaling is not None
     module, device = run.module, run.trainer.strategy.root_device
     made = [each for _, each in zip(range(_STEPS), run._batches(0, 0, 1), strict=False)]
     tiles = (Tiles(each["pixels"].to(device), each["valid"].to(device), ()) for each in made)
-    pixels = [normalised(each, run.scaling) for each in tiles]
+    pixels = [normalised(each, scaling) for each in tiles]
     known = [each["labels"].to(device).long() for each in made]
     network = module.network.to(device).train()
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
