@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
 from distributed import Client, LocalCluster, get_worker
+from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from geoseg.engine.allocator import keep_freed_memory
@@ -58,6 +59,8 @@ _SETTINGS: dict[str, Any] = {
 }
 # What goes wrong is told in one sentence; these would tell it in tracebacks besides.
 _TALKERS = ("distributed", *(f"distributed.{name}" for name in ("client", "core", "nanny", "scheduler", "worker")))
+# Event loops tell here of callbacks that failed: whatever was still to be sent when a scheduler went away.
+_LOOPS = ("tornado.application", "asyncio")
 # What the workers of this process hold, by fingerprint: several threads of one worker share one loaded model.
 _JOBS: dict[str, Task] = {}
 # Why this process cannot do a job, by its key.
@@ -210,6 +213,7 @@ def connected(options: Options) -> Iterator[Crew]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
+        stack.enter_context(_lost_connections_unsaid())
         try:
             client = stack.enter_context(_client(options, stack))
         except Exception as error:  # of any kind: strange files and strange certificates end up in strange places
@@ -229,6 +233,23 @@ def connected(options: Options) -> Iterator[Crew]:
             yield crew
         finally:
             crew.close(RunError("the run was stopped."))
+
+
+@contextlib.contextmanager
+def _lost_connections_unsaid() -> Iterator[None]:
+    """Keep event loops from telling of lost connections: whoever loses one that matters says so in one sentence."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
+
+    loggers = [logging.getLogger(name) for name in _LOOPS]
+    for logger in loggers:
+        logger.addFilter(other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(other)
 
 
 def _client(options: Options, stack: contextlib.ExitStack) -> Client:

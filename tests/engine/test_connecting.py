@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from distributed.comm import CommClosedError
 
 from geoseg.engine.cluster import connected
 from geoseg.engine.predict import Options
@@ -19,3 +20,19 @@ def test_a_cluster_that_cannot_be_reached_leaves_no_thread_behind(monkeypatch: p
         with pytest.raises(RunError, match="cannot be reached"), connected(Options(scheduler="tcp://127.0.0.1:9")):
             pass
     assert not [each.name for each in set(threading.enumerate()) - before if each.name == "IO loop"]
+
+
+def test_event_loops_tell_of_faults_but_not_of_lost_connections(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that is on its way when a scheduler ends fails in a callback, with a traceback that helps nobody."""
+    done = threading.Event()
+
+    def fails(error: Exception) -> None:
+        raise error
+
+    with connected(Options()) as crew:
+        crew.client.loop.add_callback(fails, CommClosedError("already closed"))
+        crew.client.loop.add_callback(fails, ValueError("a fault"))
+        crew.client.loop.add_callback(done.set)
+        assert done.wait(10)
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == ["a fault"]
