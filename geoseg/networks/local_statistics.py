@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +53,7 @@ class Surroundings(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the statistics, computed in float32 at least: variances are small differences of large numbers."""
-        with torch.autocast(pixels.device.type, enabled=False):
+        with _exactly(pixels.device.type):
             bands = pixels if pixels.dtype == torch.float64 else pixels.float()
             both, found = torch.cat([bands, bands**2], 1), [bands]
             for number in range(self._count):
@@ -63,6 +65,11 @@ class Surroundings(nn.Module):
             self.running_mean.copy_(mean)
             self.running_var.copy_(variance)
         return scaled.to(pixels.dtype)
+
+
+def _exactly(device: str) -> AbstractContextManager[Any]:
+    """Switch autocast off, where a device has it: one that only counts (``meta``) has not."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _blurred(values: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
