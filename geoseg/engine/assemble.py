@@ -20,8 +20,12 @@ from geoseg.fetching import without_secrets
 from geoseg.geodesy import projection
 from geoseg.places import Place, S3Place, place_of
 from geoseg.scene import Scene
+from geoseg.source import gdal_environment, open_raster
+from geoseg.warp import native_grid
 
 if TYPE_CHECKING:
+    from pyproj import CRS
+
     from geoseg.engine.predict import Options
     from geoseg.outputs.qgis import Colors, Kind, Layer
 
@@ -178,7 +182,16 @@ def _layers(plan: Plan, outputs: Outputs) -> list[Layer]:
     here = isinstance(place, Path)
     if place is None or (here and isinstance(known[0][0], S3Place)):
         return layers
-    return [*layers, Layer(place, "image", crs, title=f"{Path(plan.source.path).stem} image", colors=_colors(plan))]
+    title = f"{Path(plan.source.path).stem} image"
+    return [*layers, Layer(place, "image", _own_crs(plan.source), title=title, colors=_colors(plan))]
+
+
+def _own_crs(scene: Scene) -> CRS:
+    """Return the CRS of the scene's file, which need not be that of the grid it is seen through."""
+    if scene.warp is None:
+        return projection(scene.geobox)
+    with gdal_environment(scene.path), open_raster(scene.path, elsewhere=scene.elsewhere) as dataset:
+        return projection(native_grid(scene.path, dataset)[0])
 
 
 def _scene_place(path: str) -> Place | str | None:
@@ -200,7 +213,7 @@ def _colors(plan: Plan) -> Colors:
     names = [name.lower() for name in scene.band_names]
     wanted = [names.index(name) for name in ("red", "green", "blue") if name in names]
     if len(wanted) < 3:
-        wanted = [0, 1, 2] if len(names) >= 3 else [0]
+        wanted = [0, 1, 2] if len(set(scene.bands[:3])) == 3 else [0]
     limits: tuple[tuple[float, float], ...] = ()
     if scene.dtype != "uint8":
         figures = plan.model_scene.statistics()

@@ -34,8 +34,9 @@ class _OwnStyle(QgsProcessingLayerPostProcessorInterface):
         layer.triggerRepaint()
 
 
-# QGIS does not keep it alive.
-_OWN_STYLE = _OwnStyle()
+# By path of the layer.  QGIS owns and deletes each, so one cannot serve two layers, but it does not keep alive the part
+# of it that is Python's.
+_STYLES: Dict[str, _OwnStyle] = {}
 
 
 class GeosegAlgorithm(QgsProcessingAlgorithm):
@@ -135,7 +136,8 @@ class GeosegAlgorithm(QgsProcessingAlgorithm):
                 continue
             paths[name] = str(path)
             if context.willLoadLayerOnCompletion(path):
-                context.layerToLoadOnCompletionDetails(path).setPostProcessor(_OWN_STYLE)
+                style = _STYLES[path] = _OwnStyle()
+                context.layerToLoadOnCompletionDetails(path).setPostProcessor(style)
         return paths
 
     def run_geoseg(self, arguments: List[str], files: List[str], feedback: Any) -> Optional[List[str]]:

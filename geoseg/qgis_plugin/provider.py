@@ -6,7 +6,7 @@ import os
 from typing import List
 
 from processing.core.ProcessingConfig import ProcessingConfig, Setting
-from qgis.core import QgsProcessingProvider
+from qgis.core import QgsProcessingProvider, QgsVectorFileWriter
 from qgis.PyQt.QtGui import QIcon
 
 from .algorithm import COMMAND_SETTING, PROVIDER
@@ -55,8 +55,9 @@ class GeosegProvider(QgsProcessingProvider):
         return False
 
     def supportedOutputVectorLayerExtensions(self) -> List[str]:
-        """Return the formats of polygons."""
-        return ["gpkg", "geojson", "fgb", "geojsonl", "parquet"]
+        """Return the formats of polygons, without those that this QGIS could not open."""
+        known = ["gpkg", "geojson", "fgb", "geojsonl"]
+        return [*known, "parquet"] if "parquet" in QgsVectorFileWriter.supportedFormatExtensions() else known
 
     def supportedOutputRasterLayerExtensions(self) -> List[str]:
         """Return the formats of rasters."""

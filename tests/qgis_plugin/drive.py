@@ -88,7 +88,7 @@ def run(record):
         accepted, why = algorithm.checkParameterValues(parameters, context)
         # Processing prints what an algorithm raises; the toolbox shows it in red.
         results, done = algorithm.run(parameters, context, feedback) if accepted else ({}, False)
-        said.update(done=done, why=why, results=results, percents=feedback.percents, **feedback.told)
+        said.update(done=done, why=why, results=results, percents=[*feedback.percents], **feedback.told)
         if done:
             handleAlgorithmResults(algorithm, context, feedback, parameters=parameters)
         said["layers"] = {

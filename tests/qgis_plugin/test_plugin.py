@@ -145,7 +145,7 @@ def test_cluster_vectorize_and_evaluate_work_hand_in_hand(drive: Drive, tmp_path
     assert said["layers"]["a.geojson"]["renderer"] == "categorizedSymbol"
     assert made["MODEL"].exists()
     names = tmp_path / "names.csv"
-    names.write_text("0,ground,#101010\n1,roof,#d55e00\n")
+    names.write_text("0,ground,#101010\n1,roof,#d55e00\n2,tree\n")
     parameters = {"LABELS": made["LABELS"], "NAMES": names, "OUTPUT": tmp_path / "b.fgb", "MIN_AREA": 1}
     said = drive("vectorize", parameters, load=["OUTPUT"])
     assert said["done"], said
