@@ -39,6 +39,7 @@ COMMANDS = (
     "refine",
     "name",
     "demo",
+    "qgis-plugin",
 )
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
 HEAVY = {"torch", "rasterio", "geopandas", "dask", "distributed", "timm", "segmentation_models_pytorch", "shapely"}

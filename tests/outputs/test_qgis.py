@@ -261,7 +261,7 @@ def test_a_moved_folder_opens_from_its_layer_definition(run_folder, qgis, tmp_pa
 @pytest.mark.qgis
 @pytest.mark.parametrize(("dtype", "bands"), [("uint8", 4), ("uint16", 4), ("uint16", 1)])
 def test_a_definition_groups_the_outputs_over_their_scene(dtype, bands, raster, qgis, tmp_path, plain):
-    """Red is bright in the upper half, green in the left one; bands lie as in Sentinel-2: blue, green, red, infrared."""
+    """Red is bright in the upper half, green in the left one; bands as in Sentinel-2: blue, green, red, infrared."""
     rows, cols = np.mgrid[:120, :160]
     factor = 1 if dtype == "uint8" else 50
     blue = np.full(rows.shape, 10) + rows % 3

@@ -58,8 +58,10 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def test_qgis_lists_the_algorithms_and_lets_go_of_them(drive: Drive) -> None:
-    said = drive("predict")
+def test_qgis_lists_the_algorithms_and_lets_go_of_them(drive: Drive, tmp_path: Path, town: Path) -> None:
+    said = drive("predict", {"SCENE": town, "OUTPUT": tmp_path / "out.gpkg"}, command=str(tmp_path / "nothing"))
+    assert "nothing is no program that can be run" in said["errors"][0]
+    assert not said["done"]
     assert said["algorithms"] == ["cluster", "evaluate", "predict", "vectorize"]
     assert not said["foreign"], "QGIS's Python needs no geoseg"
     assert {"gpkg", "geojson", "fgb"} <= {*said["outputs"]}
@@ -67,9 +69,9 @@ def test_qgis_lists_the_algorithms_and_lets_go_of_them(drive: Drive) -> None:
     assert not said["left"]
 
 
-def test_predict_fills_the_bar_and_brings_styled_layers(drive: Drive, tmp_path: Path, town: Path, plain: Path) -> None:
+def test_predict_fills_the_bar_and_brings_styled_layers(drive: Drive, tmp_path: Path, part: Path, plain: Path) -> None:
     area = tmp_path / "areas.gpkg"
-    with rasterio.open(town) as file:
+    with rasterio.open(part) as file:
         west, south, east, north = file.bounds
         box = geopandas.GeoSeries.from_wkt(
             [f"POLYGON(({west} {south}, {west} {north}, {(west + east) / 2} {north}, {west} {south}))"], crs=file.crs
@@ -83,13 +85,13 @@ def test_predict_fills_the_bar_and_brings_styled_layers(drive: Drive, tmp_path: 
         "CONFIDENCE": tmp_path / "sure.tif",
         "UNCERTAINTY": tmp_path / "doubt.tif",
     }
-    parameters = {"SCENE": town, "MODEL": plain, "AOI": f"{area}|layername=areas", "MIN_AREA": 2.5, "DEVICE": 1}
-    more = {"EXTRA": "--chunk 128 --drop 'water'", "SMOOTH": True}
+    parameters = {"SCENE": part, "MODEL": plain, "AOI": f"{area}|layername=areas", "MIN_AREA": 2.5, "DEVICE": 1}
+    more = {"EXTRA": "--chunk 128 --small 'drop'", "SMOOTH": True, "KEEP_BACKGROUND": True}
     said = drive("predict", {**parameters, **more, **outputs}, load=list(outputs))
     assert said["done"], said
     assert said["errors"] == []
     (line,) = said["commands"]
-    for word in ("--min-area=2.5", "--smooth", "--device=cpu", "--chunk 128 --drop water", f"-- {town} "):
+    for word in ("--min-area=2.5", "--smooth", "--device=cpu", "--chunk 128 --small drop", f"-- {part} "):
         assert word in line
     assert "--regularize" not in line
     assert said["results"] == {name: str(path) for name, path in outputs.items()}
@@ -97,7 +99,7 @@ def test_predict_fills_the_bar_and_brings_styled_layers(drive: Drive, tmp_path: 
     assert said["percents"][-1] == 100
     assert len({*said["percents"]}) > 3
     assert any(text.startswith("segmenting: ") for text in said["texts"])
-    frame = geopandas.read_file(outputs["OUTPUT"])
+    frame = geopandas.read_file(outputs["OUTPUT"], layer="out")
     assert frame["area_m2"].min() >= 2.5
     assert frame.union_all().difference(box.buffer(1).iloc[0]).is_empty
     layers = said["layers"]
@@ -130,10 +132,6 @@ def test_an_error_is_the_sentence_of_the_command(drive: Drive, tmp_path: Path, r
     assert "choose them with --bands" in error
     assert "Traceback" not in error
     assert said["layers"] == {}
-    said = drive("predict", {"SCENE": scene, "OUTPUT": tmp_path / "out.gpkg"}, command=str(tmp_path / "nothing"))
-    assert "nothing is no program that can be run" in said["errors"][0]
-    said = drive("predict", {"SCENE": scene, "OUTPUT": tmp_path / "out.gpkg", "EXTRA": "--drop 'a"})
-    assert "has a quote that is not closed" in said["errors"][0]
 
 
 @pytest.mark.slow
@@ -158,3 +156,5 @@ def test_cluster_vectorize_and_evaluate_work_hand_in_hand(drive: Drive, tmp_path
     assert said["layers"]["wrong.tif"]["legend"] == ["right", "wrong", "ignored"]
     assert (tmp_path / "page.html").exists()
     assert any("mean IoU" in line for line in said["infos"])
+    said = drive("vectorize", {"LABELS": made["LABELS"], "OUTPUT": tmp_path / "c.gpkg", "EXTRA": "--drop 'a"})
+    assert "has a quote that is not closed" in said["errors"][0]
