@@ -1,0 +1,126 @@
+"""The plane in which everything is shown: Web Mercator, or the plain coordinates of outputs without a CRS.
+
+Where outputs lie on both sides of the antimeridian, the plane has the antimeridian in its middle, and what is shown runs
+through.  All coordinates are metres of that plane, x to the right and y up; :attr:`Frame.shift` is added to x to have
+those of EPSG:3857, beyond its edge in the case of the antimeridian.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyproj
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from pyproj.exceptions import CRSError, ProjError
+
+from geoseg.errors import SceneError
+
+Floats = NDArray[np.float64]
+Bounds = tuple[float, float, float, float]
+
+RADIUS_M = 6_378_137.0
+HALF_M = math.pi * RADIUS_M
+# Web Mercator ends here.
+_MOST_LATITUDE = 85.05112878
+# A side of a raster is a straight line in its own CRS; so many points along it show how it bends.
+_POINTS_A_SIDE = 33
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plane.
+
+    Attributes:
+        centre: longitude of its middle, 0 or 180; None where outputs have no CRS and their coordinates are shown.
+    """
+
+    centre: int | None
+
+    @property
+    def shift(self) -> float:
+        """What is added to x to have that of EPSG:3857."""
+        return HALF_M if self.centre else 0.0
+
+    @property
+    def crs(self) -> CRS:
+        """The CRS of the plane."""
+        text = "EPSG:3857"
+        if self.centre:
+            text = pyproj.CRS(f"+proj=webmerc +lon_0={self.centre} +datum=WGS84 +units=m +type=crs").to_wkt()
+        return CRS(text)
+
+    def placed(self, xy: Floats) -> Floats:
+        """Return points (P, 2), longitude and latitude in degrees, in the plane; latitudes end at ±85.05."""
+        if self.centre is None:
+            return xy
+        longitude, latitude = xy[:, 0], np.clip(xy[:, 1], -_MOST_LATITUDE, _MOST_LATITUDE)
+        turned = longitude % 360.0 - 180.0 if self.centre else longitude
+        return np.column_stack([np.radians(turned) * RADIUS_M, np.arcsinh(np.tan(np.radians(latitude))) * RADIUS_M])
+
+    def bounds(self, xy: Floats) -> Bounds:
+        """Return left, bottom, right and top of such points in the plane.
+
+        Raises:
+            SceneError: nothing of them is in the plane, as near the poles.
+        """
+        placed = self.placed(xy)
+        left, bottom, right, top = (*placed.min(axis=0).tolist(), *placed.max(axis=0).tolist())
+        if not (right > left and top > bottom):
+            raise SceneError("there is nothing to show in a web map, which ends at 85° of latitude: use QGIS.")
+        return left, bottom, right, top
+
+    def ground(self, y: float) -> float:
+        """Return the metres on the ground of one metre of the plane at height ``y``."""
+        return 1.0 if self.centre is None else 1.0 / math.cosh(y / RADIUS_M)
+
+    def grid(self, bounds: Bounds, pixel: float) -> GeoBox:
+        """Return the grid of square pixels over ``bounds``, from its upper left corner."""
+        left, bottom, right, top = bounds
+        shape = tuple(max(1, math.ceil(length / pixel - 1e-6)) for length in (top - bottom, right - left))
+        return GeoBox(shape, Affine(pixel, 0.0, left, 0.0, -pixel, top), self.crs)
+
+
+def frame_of(parts: Sequence[Floats]) -> Frame:
+    """Return the plane for points in longitude and latitude (P, 2): the one in which they are nearer together."""
+    longitude = np.concatenate([part[:, 0] for part in parts])
+    spans = [float(np.ptp(turned)) for turned in ((longitude + 180.0) % 360.0, longitude % 360.0)]
+    return Frame(180 if spans[0] > 180.0 and spans[1] < spans[0] else 0)
+
+
+def outline_lonlat(name: str, shape: tuple[int, int], affine: Affine, crs: pyproj.CRS) -> Floats:
+    """Return points (P, 2) along the border of a raster in longitude and latitude.
+
+    Raises:
+        SceneError: they have none on the Earth.
+    """
+    height, width = shape
+    steps = np.linspace(0.0, 1.0, _POINTS_A_SIDE)
+    zero, one = np.zeros_like(steps), np.ones_like(steps)
+    col = np.concatenate([steps, one, steps, zero]) * width
+    row = np.concatenate([zero, steps, one, steps]) * height
+    return lonlat(name, np.column_stack(affine * (col, row)), crs)
+
+
+def lonlat(name: str, xy: Floats, crs: pyproj.CRS) -> Floats:
+    """Return points (P, 2) of ``crs`` in longitude and latitude.
+
+    Raises:
+        SceneError: they have none on the Earth.
+    """
+    flat = crs.sub_crs_list[0] if crs.is_compound else crs
+    try:
+        turn = pyproj.Transformer.from_crs(flat, "OGC:CRS84", always_xy=True)
+        points = np.column_stack(turn.transform(xy[:, 0], xy[:, 1]))
+    except (ProjError, CRSError) as error:
+        raise SceneError(
+            f"{name} cannot be laid on a web map: its CRS {crs.name!r} has no longitude and latitude on the Earth."
+        ) from error
+    if not np.isfinite(points).all():
+        raise SceneError(f"{name} lies in part where its CRS {crs.name!r} is not defined: check the CRS.")
+    return points
