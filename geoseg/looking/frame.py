@@ -1,8 +1,8 @@
 """The plane in which everything is shown: Web Mercator, or the plain coordinates of outputs without a CRS.
 
-Where outputs lie on both sides of the antimeridian, the plane has the antimeridian in its middle, and what is shown runs
-through.  All coordinates are metres of that plane, x to the right and y up; :attr:`Frame.shift` is added to x to have
-those of EPSG:3857, beyond its edge in the case of the antimeridian.
+Where outputs lie on both sides of the antimeridian, the plane has the antimeridian in its middle, and what is shown
+runs through.  All coordinates are metres of that plane, x to the right and y up; :attr:`Frame.shift` is added to x to
+have those of EPSG:3857, beyond its edge in the case of the antimeridian.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Frame:
     """A plane.
 
     Attributes:
-        centre: longitude of its middle, 0 or 180; None where outputs have no CRS and their coordinates are shown.
+        centre: longitude of its middle, 0 or 180; None where outputs have no CRS: their coordinates are taken for those
+            of pixels, whose rows count downwards.
     """
 
     centre: int | None
@@ -56,9 +57,9 @@ class Frame:
         return CRS(text)
 
     def placed(self, xy: Floats) -> Floats:
-        """Return points (P, 2), longitude and latitude in degrees, in the plane; latitudes end at ±85.05."""
+        """Return points (P, 2) in the plane, longitude and latitude in degrees or pixels; latitudes end at ±85.05."""
         if self.centre is None:
-            return xy
+            return xy * (1.0, -1.0)
         longitude, latitude = xy[:, 0], np.clip(xy[:, 1], -_MOST_LATITUDE, _MOST_LATITUDE)
         turned = longitude % 360.0 - 180.0 if self.centre else longitude
         return np.column_stack([np.radians(turned) * RADIUS_M, np.arcsinh(np.tan(np.radians(latitude))) * RADIUS_M])
@@ -70,7 +71,7 @@ class Frame:
             SceneError: nothing of them is in the plane, as near the poles.
         """
         placed = self.placed(xy)
-        left, bottom, right, top = (*placed.min(axis=0).tolist(), *placed.max(axis=0).tolist())
+        (left, bottom), (right, top) = (ends(placed, axis=0).tolist() for ends in (np.min, np.max))
         if not (right > left and top > bottom):
             raise SceneError("there is nothing to show in a web map, which ends at 85° of latitude: use QGIS.")
         return left, bottom, right, top
@@ -82,8 +83,8 @@ class Frame:
     def grid(self, bounds: Bounds, pixel: float) -> GeoBox:
         """Return the grid of square pixels over ``bounds``, from its upper left corner."""
         left, bottom, right, top = bounds
-        shape = tuple(max(1, math.ceil(length / pixel - 1e-6)) for length in (top - bottom, right - left))
-        return GeoBox(shape, Affine(pixel, 0.0, left, 0.0, -pixel, top), self.crs)
+        height, width = (max(1, math.ceil(length / pixel - 1e-6)) for length in (top - bottom, right - left))
+        return GeoBox((height, width), Affine(pixel, 0.0, left, 0.0, -pixel, top), self.crs)
 
 
 def frame_of(parts: Sequence[Floats]) -> Frame:
@@ -104,7 +105,8 @@ def outline_lonlat(name: str, shape: tuple[int, int], affine: Affine, crs: pypro
     zero, one = np.zeros_like(steps), np.ones_like(steps)
     col = np.concatenate([steps, one, steps, zero]) * width
     row = np.concatenate([zero, steps, one, steps]) * height
-    return lonlat(name, np.column_stack(affine * (col, row)), crs)
+    x, y = affine.a * col + affine.b * row + affine.c, affine.d * col + affine.e * row + affine.f
+    return lonlat(name, np.column_stack([x, y]), crs)
 
 
 def lonlat(name: str, xy: Floats, crs: pyproj.CRS) -> Floats:

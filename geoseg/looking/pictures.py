@@ -6,6 +6,7 @@ import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyproj
@@ -138,7 +139,7 @@ class Layer:
             factors = dataset.overviews(1)
         wanted = _coarseness(self.place, grid)
         level = max((i for i, factor in enumerate(factors) if factor <= wanted * 1.001), default=None)
-        options = {} if level is None else {"OVERVIEW_LEVEL": level}
+        options: dict[str, Any] = {} if level is None else {"OVERVIEW_LEVEL": level}
         with (
             gdal_environment(self.path),
             open_raster(self.path, **options) as dataset,
@@ -153,9 +154,7 @@ class Layer:
                 return part
 
             source = OnGrid(own, grid, read, fill)
-            strips = (
-                Window(row, 0, min(_STRIP_PX, height - row), width) for row in range(0, height, _STRIP_PX)
-            )
+            strips = (Window(row, 0, min(_STRIP_PX, height - row), width) for row in range(0, height, _STRIP_PX))
             return np.concatenate([source.read(strip) for strip in strips])
 
     def hundredths(self, grid: GeoBox) -> NDArray[np.uint8]:

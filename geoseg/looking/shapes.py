@@ -261,4 +261,3 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     text = str(value)
     return text if len(text) <= _MOST_TEXT else text[: _MOST_TEXT - 1] + "…"
-

@@ -84,11 +84,8 @@ def opened(found: Found) -> Opened:
             f"{placeless[0].path} has no CRS, so it cannot be laid over files that have one: look at it alone."
         )
     borders += [each.points for each in shapes if len(each)]
-    if placeless:
-        frame = Frame(None)
-    else:
-        frame = frame_of(borders) if borders else Frame(0)
-    return Opened(shapes, labels, doubts, scenes, frame, list(found.notes))
+    plane = frame_of(borders) if borders else Frame(0)
+    return Opened(shapes, labels, doubts, scenes, Frame(None) if placeless else plane, list(found.notes))
 
 
 def page(this: Opened, title: str, scenes: Sequence[dict[str, Any]] | None = None) -> tuple[str, list[str]]:
@@ -107,8 +104,6 @@ def page(this: Opened, title: str, scenes: Sequence[dict[str, Any]] | None = Non
     tiled = scenes is not None
     data = {
         "mercator": this.frame.centre is not None,
-        # Rows of pixels count downwards.
-        "down": True,
         "bounds": _shifted(this.bounds, this.frame),
         "classes": legend.entries,
         "scenes": _scene_pictures(this) if scenes is None else list(scenes),
@@ -282,4 +277,3 @@ def _html(title: str, data: dict[str, Any], tiled: bool) -> str:
         + "".join(f"<script>{script}</script>\n" for script in scripts)
         + "</body></html>\n"
     )
-

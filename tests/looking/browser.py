@@ -89,7 +89,10 @@ async def _visit(
         *(f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"),
     ]
     process = subprocess.Popen(
-        [str(program()), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "TZ": "UTC"}
+        [str(program()), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TZ": "UTC"},
     )
     try:
         return await _session(address, act, await _port(profile, process), width, height)
@@ -150,9 +153,7 @@ async def _session(
         session["sessionId"] = (await send("Target.attachToTarget", targetId=page, flatten=True))["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             await send(f"{domain}.enable")
-        await send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        await send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         await send("Page.navigate", url=address)
         await act(Page(send, messages, requests))
     finally:

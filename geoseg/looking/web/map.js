@@ -1,5 +1,5 @@
 // A map of what geoseg has written.  All it shows comes with the page: nothing is fetched.
-// Coordinates of the plane are metres of EPSG:3857, or those of pixels; rows of a lattice or a picture go through it.
+// Coordinates of the plane are metres of EPSG:3857, or pixels of outputs without a CRS; y goes up.
 "use strict";
 
 (async () => {
@@ -72,8 +72,7 @@
   const isShown = (file, f) =>
     !state.hidden.has(file.of[f]) && (file.sure[f] === 0 || file.sure[f] - 1 >= state.least);
 
-  const plain = L.Util.extend({}, L.CRS.Simple, { transformation: new L.Transformation(1, 0, data.down ? 1 : -1, 0) });
-  const crs = data.mercator ? L.CRS.EPSG3857 : plain;
+  const crs = data.mercator ? L.CRS.EPSG3857 : L.CRS.Simple;
   const at = (x, y) => crs.projection.unproject(L.point(x, y));
   const boundsOf = ([left, bottom, right, top]) => L.latLngBounds(at(left, bottom), at(right, top));
 
