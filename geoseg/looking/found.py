@@ -79,6 +79,8 @@ def find(outputs: Sequence[str | os.PathLike[str]], scenes: Sequence[str | os.Pa
             found.notes.append(f"the scene is {companion}, as a project beside the outputs tells.")
     if not (found.polygons or found.labels or found.doubts):
         raise ConfigError("there is no output among these files: name polygons or labels that geoseg has written.")
+    if not found.scenes:
+        found.notes.append("no scene is shown below the outputs: name it with --scene.")
     return found
 
 

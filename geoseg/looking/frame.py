@@ -8,8 +8,9 @@ have those of EPSG:3857, beyond its edge in the case of the antimeridian.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyproj
@@ -20,6 +21,7 @@ from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError, ProjError
 
 from geoseg.errors import SceneError
+from geoseg.grid import Window
 
 Floats = NDArray[np.float64]
 Bounds = tuple[float, float, float, float]
@@ -85,6 +87,56 @@ class Frame:
         left, bottom, right, top = bounds
         height, width = (max(1, math.ceil(length / pixel - 1e-6)) for length in (top - bottom, right - left))
         return GeoBox((height, width), Affine(pixel, 0.0, left, 0.0, -pixel, top), self.crs)
+
+
+@dataclass(frozen=True)
+class SourceGrid:
+    """The grid on which a raster is read for a grid of the plane.
+
+    Attributes:
+        grid: of as many columns and rows.
+        rows: (H,) which of its rows each row of the plane shows; None where it is the plane's own.
+    """
+
+    grid: GeoBox
+    rows: NDArray[np.int64] | None
+
+    def read(self, window: Window, read: Callable[[Window], NDArray[Any]]) -> NDArray[Any]:
+        """Return a window (…, h, w) of the plane, given what reads one of :attr:`grid`."""
+        if self.rows is None:
+            return read(window)
+        rows = self.rows[window.row : window.row_stop]
+        first = int(rows[0])
+        return read(Window(first, window.col, int(rows[-1]) + 1 - first, window.width))[..., rows - first, :]
+
+
+def source_grid(frame: Frame, grid: GeoBox, centre_x: float, crs: pyproj.CRS) -> SourceGrid:
+    """Return the grid on which to read a raster for ``grid`` of the plane, in the plane's CRS where that serves.
+
+    Across the antimeridian, longitudes of a raster may go beyond 180, where no transformation follows; but there a
+    column of the plane is one of the raster's CRS too.
+
+    Args:
+        frame: the plane.
+        grid: of it, north up.
+        centre_x: where the middle of the raster is in its CRS.
+        crs: of the raster.
+    """
+    mercator = crs.equals(pyproj.CRS(3857), ignore_axis_order=True)
+    if not frame.centre or not (crs.is_geographic or mercator):
+        return SourceGrid(grid, None)
+    height, width = (int(n) for n in grid.shape)
+    pixel, left, top = grid.affine.a, grid.affine.c + frame.shift, grid.affine.f
+    unit = 1.0 if mercator else math.degrees(1 / RADIUS_M)
+    left += 2 * HALF_M * round((centre_x / unit - left - pixel * width / 2) / (2 * HALF_M))
+    if mercator:
+        return SourceGrid(GeoBox((height, width), Affine(pixel, 0, left, 0, -pixel, top), CRS(crs.to_wkt())), None)
+    latitude = np.degrees(np.arctan(np.sinh((top - pixel * (np.arange(height) + 0.5)) / RADIUS_M)))
+    north, south = (math.degrees(math.atan(math.sinh(y / RADIUS_M))) for y in (top, top - pixel * height))
+    step = (north - south) / height
+    affine = Affine(pixel * unit, 0, left * unit, 0, -step, north)
+    rows = np.clip(((north - latitude) / step).astype(np.int64), 0, height - 1)
+    return SourceGrid(GeoBox((height, width), affine, CRS(crs.to_wkt())), rows)
 
 
 def frame_of(parts: Sequence[Floats]) -> Frame:

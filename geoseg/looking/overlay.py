@@ -44,14 +44,14 @@ def overlay_of(this: Opened, grid: GeoBox) -> Overlay:
     for shapes in this.shapes:
         lattice = on_lattice(shapes, this.frame, MOST_POINTS)
         places = np.array([place(item) for item in shapes.classes] or [0])
-        of = shapes.class_index[lattice.kept]
+        of = shapes.class_index
         for number, item in enumerate(shapes.classes):
             counts[item.name] = counts.get(item.name, 0) + int((of == number).sum())
         _burn(index, lattice, places[of], grid)
     if this.shapes:
         return Overlay(index, list(classes.values()), [counts[name] for name in classes])
     for layer, known in this.labels:
-        values = layer.values(grid, known.nodata)
+        values = layer.values(this.frame, grid, known.nodata)
         for item in known:
             chosen = values == item.id
             if not item.background and chosen.any():
@@ -63,8 +63,6 @@ def _burn(index: NDArray[np.uint8], lattice: Lattice, values: NDArray[np.int64],
     """Write the values of polygons where their pixels are."""
     from rasterio.features import rasterize
 
-    if not len(lattice.kept):
-        return
     pairs: list[tuple[Any, int]] = []
     xy = lattice.points * lattice.step + np.array(lattice.origin)
     for feature, value in enumerate(values.tolist()):

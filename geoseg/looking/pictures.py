@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from geoseg.engine.nearest import OnGrid, Place
 from geoseg.errors import SceneError
 from geoseg.geodesy import projection
 from geoseg.grid import Window
-from geoseg.looking.frame import Bounds, Floats, Frame, outline_lonlat
+from geoseg.looking.frame import Bounds, Floats, Frame, outline_lonlat, source_grid
 from geoseg.outputs.cog import CONFIDENCE_NODATA
 from geoseg.scene import Pixels, Scene, open_scene
 from geoseg.source import gdal_environment, open_raster, reading
@@ -77,27 +78,39 @@ class ScenePicture:
         low, high = np.percentile(values, [_CLIPPED, 100 - _CLIPPED], axis=1)
         return low[:, None, None], np.maximum(high, low + 1e-9)[:, None, None]
 
-    def colours(self, pixels: Pixels) -> NDArray[np.uint8]:
-        """Return pixels of the scene, on any grid, as they are shown: (h, w, 4) red, green, blue and opacity."""
+    def reader(self, frame: Frame, grid: GeoBox) -> Callable[[Window], NDArray[np.uint8]]:
+        """Return what reads windows of a grid of the plane: (h, w, 4) red, green, blue and opacity.
+
+        It raises SceneError where the file cannot be read.
+        """
+        own = self.scene.geobox
+        centre = own.affine * (own.shape[1] / 2, own.shape[0] / 2)
+        source = source_grid(frame, grid, centre[0], projection(own))
+        scene = self.scene.on_grid(source.grid)
+
+        def read(window: Window) -> NDArray[np.uint8]:
+            return np.moveaxis(source.read(window, lambda part: self._colours(scene.read(part))), 0, -1)
+
+        return read
+
+    def _colours(self, pixels: Pixels) -> NDArray[np.uint8]:
         low, high = self._range
         shown = np.clip((pixels.data - low) / (high - low), 0, 1) * 255
         shown = np.broadcast_to(shown, (3, *shown.shape[1:])) if len(shown) == 1 else shown
         opacity = np.where(pixels.valid, 255, 0)[None]
-        return np.moveaxis(np.concatenate([shown.round(), opacity]), 0, -1).astype(np.uint8)
+        return np.concatenate([shown.round(), opacity]).astype(np.uint8)
 
-    def whole(self, grid: GeoBox) -> NDArray[np.uint8]:
+    def whole(self, frame: Frame, grid: GeoBox) -> NDArray[np.uint8]:
         """Return the picture on a grid of the plane, read in strips: (H, W, 4).
 
         Raises:
             SceneError: the file cannot be read there.
         """
         height, width = (int(n) for n in grid.shape)
-        scene = self.scene.on_grid(grid)
-        picture = np.zeros((height, width, 4), np.uint8)
-        for row in range(0, height, _STRIP_PX):
-            window = Window(row, 0, min(_STRIP_PX, height - row), width)
-            picture[row : row + window.height] = self.colours(scene.read(window))
-        return picture
+        read = self.reader(frame, grid)
+        return np.concatenate(
+            [read(Window(row, 0, min(_STRIP_PX, height - row), width)) for row in range(0, height, _STRIP_PX)]
+        )
 
 
 @dataclass(frozen=True)
@@ -128,13 +141,12 @@ class Layer:
             place = Place((dataset.height, dataset.width), dataset.transform, crs)
         return cls(path, place, outline_lonlat(path, place.shape, place.affine, crs))
 
-    def values(self, grid: GeoBox, fill: float) -> NDArray[np.generic]:
+    def values(self, frame: Frame, grid: GeoBox, fill: float) -> NDArray[np.generic]:
         """Return the value nearest to each pixel of a grid, from an overview where that is fine enough: (H, W).
 
         Raises:
             SceneError: the file cannot be read.
         """
-        height, width = (int(n) for n in grid.shape)
         with gdal_environment(self.path), open_raster(self.path) as dataset:
             factors = dataset.overviews(1)
         wanted = _coarseness(self.place, grid)
@@ -153,13 +165,16 @@ class Layer:
                 )
                 return part
 
-            source = OnGrid(own, grid, read, fill)
+            height, width = (int(n) for n in grid.shape)
+            middle = own.affine * (own.shape[1] / 2, own.shape[0] / 2)
+            there = source_grid(frame, grid, middle[0], own.crs)
+            source = OnGrid(own, there.grid, read, fill)
             strips = (Window(row, 0, min(_STRIP_PX, height - row), width) for row in range(0, height, _STRIP_PX))
-            return np.concatenate([source.read(strip) for strip in strips])
+            return np.concatenate([there.read(strip, source.read) for strip in strips])
 
-    def hundredths(self, grid: GeoBox) -> NDArray[np.uint8]:
+    def hundredths(self, frame: Frame, grid: GeoBox) -> NDArray[np.uint8]:
         """Return a raster of values from 0 to 1 as 1 + hundredths, 0 where there is none: (H, W)."""
-        values = self.values(grid, CONFIDENCE_NODATA).astype(np.float64)
+        values = self.values(frame, grid, CONFIDENCE_NODATA).astype(np.float64)
         known = np.isfinite(values) & (values >= 0)
         return np.where(known, 1 + np.round(100 * np.clip(np.where(known, values, 0), 0, 1)), 0).astype(np.uint8)
 

@@ -111,7 +111,7 @@ def _scenes(this: Opened, bounds: Bounds, pixel: float) -> Picture:
     grid = this.frame.grid(bounds, pixel)
     picture = np.broadcast_to(np.array(_GROUND), (*(int(n) for n in grid.shape), 3)).copy()
     for scene in this.scenes:
-        shown = scene.whole(grid)
+        shown = scene.whole(this.frame, grid)
         visible = shown[..., 3] > 0
         picture[visible] = shown[visible][:, :3]
     return picture
@@ -121,7 +121,7 @@ def _over(this: Opened, bounds: Bounds, pixel: float, below: Picture) -> tuple[O
     """Return what is shown of the outputs, None where that is no classes, and the picture with it laid over."""
     if not (this.shapes or this.labels):
         layer, kind = this.doubts[0]
-        values = layer.hundredths(this.frame.grid(bounds, pixel))
+        values = layer.hundredths(this.frame, this.frame.grid(bounds, pixel))
         colors = np.array([_rgb(c) for c in ramp_colors("uncertainty" if kind == "uncertainty" else "confidence")])
         steps = np.linspace(0, 1, len(colors))
         table = np.stack([np.interp(np.linspace(0, 1, 101), steps, colors[:, band]) for band in range(3)], -1)

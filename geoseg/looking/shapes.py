@@ -24,8 +24,8 @@ from geoseg.looking.tables import AREA, read_table
 
 Ints = NDArray[np.int64]
 
-# A side of the plane has at first so many steps of the lattice, and at least so many when points are too many.
-_FINEST, _COARSEST = 1 << 20, 1 << 13
+# A side of the plane has at first so many steps of the lattice.
+_FINEST = 1 << 20
 _MOST_COLUMNS = 24
 _MOST_TEXT = 200
 
@@ -74,15 +74,13 @@ class Lattice:
     """Polygons on a lattice of the plane.
 
     Attributes:
-        kept: (M,) which polygons they are.
         points: (P, 2) whole steps from the origin, rings not closed.
         rings: (R + 1,) where rings begin.
-        features: (M + 1,) where features begin in ``rings``.
+        features: (N + 1,) where features begin in ``rings``.
         origin: place of the lattice's zero in the plane.
         step: metres of the plane.
     """
 
-    kept: Ints
     points: Ints
     rings: Ints
     features: Ints
@@ -168,29 +166,20 @@ def _classes_of(
 def on_lattice(shapes: Shapes, frame: Frame, most_points: int) -> Lattice:
     """Return polygons on a lattice as fine as ``most_points`` allow, without points that an outline does not need.
 
-    What is smaller than a step becomes a point.  If the coarsest lattice has too many points yet, the smallest polygons
-    are left out.
+    What is smaller than a step becomes a point; at worst, every polygon does.
     """
     if not len(shapes):
         zero = np.zeros(1, np.int64)
-        return Lattice(zero[:0], np.zeros((0, 2), np.int64), zero, zero, (0.0, 0.0), 1.0)
+        return Lattice(np.zeros((0, 2), np.int64), zero, zero, (0.0, 0.0), 1.0)
     placed = frame.placed(shapes.points)
     origin = (float(placed[:, 0].min()), float(placed[:, 1].min()))
     side = max(float(np.ptp(placed[:, 0])), float(np.ptp(placed[:, 1])), 1e-6)
     step = 2.0 ** math.ceil(math.log2(side / _FINEST))
     while True:
         points, rings, features = _snapped((placed - origin) / step, shapes.rings, shapes.features)
-        if len(points) <= most_points or step > side / _COARSEST:
-            break
+        if len(points) <= max(most_points, len(shapes)):
+            return Lattice(points, rings, features, origin, step)
         step *= 2
-    kept = np.arange(len(shapes))
-    if len(points) > most_points:
-        sizes = np.diff(rings[features])
-        area = np.where(np.isfinite(shapes.area_m2), shapes.area_m2, sizes)
-        largest = np.argsort(-area, kind="stable")
-        kept = np.sort(largest[np.cumsum(sizes[largest]) <= most_points])
-        points, rings, features = _chosen(points, rings, features, kept)
-    return Lattice(kept, points, rings, features, origin, step)
 
 
 def _snapped(scaled: Floats, rings: Ints, features: Ints) -> tuple[Ints, Ints, Ints]:
@@ -233,23 +222,14 @@ def _reduced(points: Ints, rings: Ints, keep: NDArray[np.bool_]) -> tuple[Ints, 
     return points[keep], _offsets(counts)
 
 
-def _chosen(points: Ints, rings: Ints, features: Ints, kept: Ints) -> tuple[Ints, Ints, Ints]:
-    counts = np.diff(features)
-    mask = np.zeros(len(counts), bool)
-    mask[kept] = True
-    ring_kept = np.repeat(mask, counts)
-    sizes = np.diff(rings)
-    return points[np.repeat(ring_kept, sizes)], _offsets(sizes[ring_kept]), _offsets(counts[mask])
-
-
 def _offsets(counts: Ints) -> Ints:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def attribute_columns(shapes: Shapes, kept: Ints) -> list[dict[str, Any]]:
+def attribute_columns(shapes: Shapes) -> list[dict[str, Any]]:
     """Return the attributes of polygons as JSON has them: names and values, None where there is none."""
     return [
-        {"name": name, "values": [_plain(value) for value in values[kept].tolist()]}
+        {"name": name, "values": [_plain(value) for value in values.tolist()]}
         for name, values in shapes.columns.items()
     ]
 

@@ -104,7 +104,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         self._file = pq.ParquetFile(os.fspath(path))
-        meta = json.loads((self._file.schema_arrow.metadata or {}).get(b"geo", b"{}"))
+        meta = json.loads((self._file.metadata.metadata or {}).get(b"geo", b"{}"))
         self._geometry = str(meta.get("primary_column", "geometry"))
         if self._geometry not in self._file.schema_arrow.names:
             raise SceneError(f"{path} has no column of geometries: give a GeoParquet file.")

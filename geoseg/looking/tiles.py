@@ -49,11 +49,11 @@ def write_tiles(
     coarse = [level for level, spans in levels if _count(spans) <= 4]
     levels = [level for level in levels if level[0] >= max(coarse, default=0)]
     blocks = [(level, block) for level in levels for block in _blocks(level[1])]
-    grids = {level: scene.scene.on_grid(_grid(frame, level, spans)) for level, spans in levels}
+    readers = {level: scene.reader(frame, _grid(frame, level, spans)) for level, spans in levels}
     for done, ((level, spans), (row, col)) in enumerate(blocks):
         rows, cols = (min(_BLOCK, n - at) for n, at in ((len(spans[1]), row), (len(spans[0]), col)))
         window = Window(row * TILE_PX, col * TILE_PX, rows * TILE_PX, cols * TILE_PX)
-        picture = scene.colours(grids[level].read(window))
+        picture = readers[level](window)
         for i in range(rows):
             for j in range(cols):
                 part = picture[i * TILE_PX : (i + 1) * TILE_PX, j * TILE_PX : (j + 1) * TILE_PX]

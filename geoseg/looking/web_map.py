@@ -138,20 +138,20 @@ class _Legend:
 
 def _polygons(shapes: Shapes, frame: Frame, legend: _Legend, files: int, notes: list[str]) -> dict[str, Any]:
     lattice = on_lattice(shapes, frame, MOST_POINTS // files)
-    of = shapes.class_index[lattice.kept]
+    of = shapes.class_index
     places = np.array([legend.place(item.name, item.color) for item in shapes.classes] or [0], np.int64)
-    area = np.nan_to_num(shapes.area_m2[lattice.kept])
+    area = np.nan_to_num(shapes.area_m2)
     for index, place in enumerate(places.tolist()[: len(shapes.classes)]):
         chosen = of == index
         legend.add(place, int(chosen.sum()), float(area[chosen].sum()))
-    notes += _left_out(shapes, len(lattice.kept))
-    confidence = shapes.confidence[lattice.kept]
+    notes += _left_out(shapes)
+    confidence = shapes.confidence
     known = np.isfinite(confidence)
     thousandths = np.where(known, 1 + np.rint(1000 * np.clip(np.where(known, confidence, 0), 0, 1)), 0)
     deltas = np.diff(lattice.points, axis=0, prepend=np.zeros((1, 2), np.int64)).ravel()
     return {
         "name": shapes.path.name,
-        "count": len(lattice.kept),
+        "count": len(shapes),
         "step": lattice.step,
         "origin": [lattice.origin[0] + frame.shift, lattice.origin[1]],
         "rings": packed(varints(np.diff(lattice.features).astype(np.uint64))),
@@ -159,22 +159,22 @@ def _polygons(shapes: Shapes, frame: Frame, legend: _Legend, files: int, notes: 
         "deltas": packed(varints(zigzag(deltas))),
         "classes": packed(varints(places[of].astype(np.uint64))),
         "confidence": packed(varints(thousandths.astype(np.uint64))),
-        "columns": packed_json(attribute_columns(shapes, lattice.kept)),
+        "columns": packed_json(attribute_columns(shapes)),
     }
 
 
-def _left_out(shapes: Shapes, shown: int) -> list[str]:
+def _left_out(shapes: Shapes) -> list[str]:
     """Say what of a file is not on the map."""
     told = []
-    missing = shapes.left_out + len(shapes) - shown
-    if missing:
+    if shapes.left_out:
         size = ""
-        if math.isfinite(shapes.left_out_m2) and len(shapes) == shown:
+        if math.isfinite(shapes.left_out_m2):
             share = shapes.left_out_m2 / max(shapes.left_out_m2 + float(np.nansum(shapes.area_m2)), 1e-9)
             size = f", {100 * share:.2g} % of the area"
+        which = "further" if math.isnan(shapes.left_out_m2) else "smaller"
         told.append(
-            f"{missing:,} smaller polygons of {shapes.path.name} are not shown{size}: a page holds {shown:,} of them "
-            "or fewer. The file itself has them all."
+            f"{shapes.left_out:,} {which} polygons of {shapes.path.name} are not shown{size}: the map has room for "
+            f"{len(shapes):,}, the file has them all."
         )
     if shapes.left_out_columns:
         told.append(f"These attributes of {shapes.path.name} are not shown: {', '.join(shapes.left_out_columns)}.")
@@ -185,7 +185,7 @@ def _labels(layer: Layer, classes: Classes, this: Opened, legend: _Legend) -> di
     most = MOST_LABEL_PIXELS // len(this.labels)
     bounds, pixel = pixel_of(layer.lonlat, layer.place.shape, this.frame, most)
     grid = this.frame.grid(bounds, pixel)
-    values = layer.values(grid, classes.nodata)
+    values = layer.values(this.frame, grid, classes.nodata)
     table: list[int | None] = [None] * 256
     shown = np.zeros(values.shape, np.uint8)
     for number, item in enumerate(classes, 1):
@@ -199,7 +199,7 @@ def _labels(layer: Layer, classes: Classes, this: Opened, legend: _Legend) -> di
         "size": [int(grid.shape[1]), int(grid.shape[0])],
         "values": packed(shown.tobytes()),
         "classes": table,
-        "sure": None if sure is None else packed(sure.hundredths(grid).tobytes()),
+        "sure": None if sure is None else packed(sure.hundredths(this.frame, grid).tobytes()),
     }
 
 
@@ -215,7 +215,7 @@ def _doubts(layer: Layer, kind: Kind, this: Opened) -> dict[str, Any]:
         "name": kind,
         "bounds": _shifted(_bounds_of(bounds, grid.shape, pixel), this.frame),
         "size": [int(grid.shape[1]), int(grid.shape[0])],
-        "values": packed(layer.hundredths(grid).tobytes()),
+        "values": packed(layer.hundredths(this.frame, grid).tobytes()),
         "ramp": ramp_colors("uncertainty" if kind == "uncertainty" else "confidence"),
         "sure": None,
     }
@@ -227,7 +227,7 @@ def _scene_pictures(this: Opened) -> list[dict[str, Any]]:
         most = MOST_SCENE_PIXELS // len(this.scenes)
         bounds, pixel = pixel_of(scene.lonlat, scene.scene.shape, this.frame, most)
         grid = this.frame.grid(bounds, pixel)
-        picture = base64.b64encode(webp(scene.whole(grid))).decode("ascii")
+        picture = base64.b64encode(webp(scene.whole(this.frame, grid))).decode("ascii")
         made.append(
             {
                 "name": Path(scene.scene.path).name,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
+from PIL import Image
 from tornado.websocket import websocket_connect
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -52,8 +52,7 @@ class Page:
         data = base64.b64decode((await self.send("Page.captureScreenshot", format="png"))["data"])
         if path:
             path.write_bytes(data)
-        with rasterio.open(io.BytesIO(data)) as file:
-            return file.read([1, 2, 3])
+        return np.moveaxis(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), -1, 0)
 
     async def click(self, x: float, y: float) -> None:
         """Click at a pixel."""
