@@ -223,6 +223,7 @@ def test_only_the_map_is_served_and_only_to_this_machine(run, tmp_path):
         assert status("/index.html", "evil.example") == 404
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_stopped(run, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "geoseg_cli", "view", str(run.polygons), "-o", str(tmp_path / "map.html"), "--serve"],
