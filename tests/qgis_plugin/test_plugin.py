@@ -86,12 +86,12 @@ def test_predict_fills_the_bar_and_brings_styled_layers(drive: Drive, tmp_path: 
         "UNCERTAINTY": tmp_path / "doubt.tif",
     }
     parameters = {"SCENE": part, "MODEL": plain, "AOI": f"{area}|layername=areas", "MIN_AREA": 2.5, "DEVICE": 1}
-    more = {"EXTRA": "--chunk 128 --small 'drop'", "SMOOTH": True, "KEEP_BACKGROUND": True}
+    more = {"EXTRA": "--small 'drop'", "SMOOTH": True, "KEEP_BACKGROUND": True}
     said = drive("predict", {**parameters, **more, **outputs}, load=list(outputs))
     assert said["done"], said
     assert said["errors"] == []
     (line,) = said["commands"]
-    for word in ("--min-area=2.5", "--smooth", "--device=cpu", "--chunk 128 --small drop", f"-- {part} "):
+    for word in ("--min-area=2.5", "--smooth", "--device=cpu", "--small drop", f"-- {part} "):
         assert word in line
     assert "--regularize" not in line
     assert said["results"] == {name: str(path) for name, path in outputs.items()}
