@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from geoseg_cli.voice import voice
+
 _EVERY_S = 10.0
 
 
 @contextlib.contextmanager
-def shown(quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function to call with a stage, steps done, and steps in all; None when ``quiet``."""
-    if quiet:
+def shown() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a function to call with a stage, steps done, and steps in all; None where the command is to be quiet."""
+    if voice().quiet:
         yield None
     elif sys.stderr.isatty():
         with _bars() as tell:
@@ -55,14 +57,18 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 class _Lines:
-    """One line when a stage begins and ends, and one every ten seconds between."""
+    """One line when a stage begins and ends, and one every ten seconds between; in a verbose command with times."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[float, int]] = {}
+        self._begun: dict[str, float] = {}
+        self._timed = voice().verbose
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
+        begun = self._begun.setdefault(stage, now)
         last, before = self._told.get(stage, (-_EVERY_S, -1))
         if done != before and (done == total or now - last >= _EVERY_S):
             self._told[stage] = (now, done)
-            click.echo(f"{stage}: {done}/{total}", err=True)
+            took = f" after {now - begun:.1f} s" if self._timed and done == total else ""
+            click.echo(f"{stage}: {done}/{total}{took}", err=True)

@@ -38,7 +38,11 @@ COMMANDS = (
     "methods",
     "refine",
     "name",
+    "coarse-stats",
+    "coarse-check",
+    "export",
     "demo",
+    "completion",
 )
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
 HEAVY = {"torch", "rasterio", "geopandas", "dask", "distributed", "timm", "segmentation_models_pytorch", "shapely"}
