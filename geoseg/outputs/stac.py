@@ -114,7 +114,7 @@ class ModelNote:
                 "type": "application/octet-stream; application=safetensors",
                 "roles": ["mlm:model", "mlm:weights"],
                 "mlm:artifact_type": "safetensors.torch.save_file",
-                # The core allows them in an item only where an asset has them, and the extension wants them in the item.
+                # The extension wants them in the item, and the core allows that only where an asset has them.
                 "bands": [{"name": band} for band in self.bands],
             }
             for number, path in enumerate(self.paths, 1)
@@ -285,6 +285,7 @@ def _asset(kind: str, file: Place, note: ItemNote) -> dict[str, Any]:
 
 
 def class_records(classes: Classes) -> list[dict[str, Any]]:
+    """Return classes as the classification extension has them."""
     return [
         {
             "value": item.id,
@@ -356,5 +357,10 @@ def slug(name: str, what: str) -> str:
 
 
 def write_record(path: Place, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, replacing ``path``.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     with staged(path) as temporary, writing(path):
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,7 +18,6 @@ from geoseg.outputs.stac import (
     MLM,
     VERSION,
     ModelNote,
-    href_of,
     slug,
     write_record,
 )

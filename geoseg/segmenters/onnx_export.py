@@ -6,10 +6,12 @@ none.  Its metadata are those of GeoDeep and Deepness, and under ``geoseg`` the 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +39,7 @@ _OPSET = 17
 _TOLERANCE = 1e-3
 _INPUT, _OUTPUT = "pixels", "probabilities"
 _MOST_OVERLAP = 90
+_POOLING = "aten::adaptive_avg_pool2d"
 
 
 class _Whole(nn.Module):
@@ -59,6 +62,40 @@ class _Whole(nn.Module):
         if self.low is not None or self.high is not None:
             values = values.clamp(self.low, self.high)
         return self.network(values).float().softmax(1)
+
+
+@contextlib.contextmanager
+def _pooling_by_products() -> Iterator[None]:
+    """Let the exporter write, inside the block, pooling to sides that do not divide the input's: as matrix products.
+
+    ONNX has no operator for it, and the exporter refuses it.
+    """
+    from torch.onnx import register_custom_op_symbolic, symbolic_helper, symbolic_opset9, unregister_custom_op_symbolic
+
+    @symbolic_helper.parse_args("v", "is")
+    def written(graph: Any, values: Any, wanted: list[int]) -> Any:
+        sizes = values.type().sizes()
+        if sizes is None or all(side % each == 0 for side, each in zip(sizes[-2:], wanted, strict=True)):
+            return symbolic_opset9.adaptive_avg_pool2d(graph, values, wanted)
+        rows, cols = (
+            graph.op("Constant", value_t=_means(side, each)) for side, each in zip(sizes[-2:], wanted, strict=True)
+        )
+        return graph.op("MatMul", graph.op("MatMul", rows, values), graph.op("Transpose", cols, perm_i=[1, 0]))
+
+    register_custom_op_symbolic(_POOLING, written, _OPSET)
+    try:
+        yield
+    finally:
+        unregister_custom_op_symbolic(_POOLING, _OPSET)
+
+
+def _means(side: int, parts: int) -> torch.Tensor:
+    """Return the matrix (parts, side) that takes the means of so many overlapping stretches of a line of pixels."""
+    matrix = torch.zeros(parts, side)
+    for number in range(parts):
+        first, end = number * side // parts, -(-(number + 1) * side // parts)
+        matrix[number, first:end] = 1 / (end - first)
+    return matrix
 
 
 def onnx_of(
@@ -163,7 +200,7 @@ def _written(whole: nn.Module, bands: int, side: int, any_size: bool, path: str)
     free = {_INPUT: {0: "n", 2: "height", 3: "width"}, _OUTPUT: {0: "n", 2: "height", 3: "width"}}
     target = io.BytesIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _pooling_by_products():
             warnings.simplefilter("ignore")  # of tracing, that it is old, and that it takes sizes for constants
             torch.onnx.export(
                 whole,
@@ -178,7 +215,8 @@ def _written(whole: nn.Module, bands: int, side: int, any_size: bool, path: str)
             )
     except Exception as error:  # the tracer, the exporter and protobuf have classes of their own
         raise BundleError(
-            f"{path} cannot be written as ONNX ({one_line(error, 160)}): use it with geoseg, or another network."
+            f"{path} cannot be written as ONNX ({one_line(error, 160)}): "
+            f"{'leave --any-size out.' if any_size else 'use it with geoseg, or another network.'}"
         ) from error
     return target.getvalue()
 

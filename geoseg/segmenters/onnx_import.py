@@ -52,8 +52,9 @@ def import_onnx(
 ) -> tuple[Description, dict[str, NDArray[Any]]]:
     """Return description and content of a bundle, made of an ONNX file.
 
-    What is not given is taken from the file: from its graph, and from the metadata of GeoDeep and Deepness.  A file that
-    geoseg wrote says all of it, and is taken at its word where no more than classes, resolution or licence is given.
+    What is not given is taken from the file: from its graph, and from the metadata of GeoDeep and Deepness.  A file
+    that geoseg wrote says all of it, and is taken at its word where no more is given than classes, resolution
+    or licence.
 
     Args:
         path: the file.
