@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Processes that share the fast tests.
 JOBS ?= 2
 
-.PHONY: env demo test slow lint format benchmarks buildings clean
+.PHONY: env demo test slow lint format bench buildings clean
 
 env: $(READY)
 
@@ -36,8 +36,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmarks: $(READY)
-	$(BIN)/python -m tests.benchmarks
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks --json bench.json --chart bench.png
 
 # An hour on two cores: the model that ships, made again from its data.
 buildings: $(READY)
