@@ -171,7 +171,7 @@ _RUN = (
     ),
     click.option(
         "--engine",
-        type=click.Choice(["auto", "torch", "openvino"]),
+        type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
         default="torch",
         show_default=True,
         help="What computes networks on a CPU; auto takes the fastest on a tile of the scene.",

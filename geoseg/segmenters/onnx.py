@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -192,18 +192,26 @@ def _fits(fill: Any, bands: int) -> bool:
     )
 
 
-def open_model(model: bytes, device: torch.device, path: str) -> Any:
+def open_model(model: bytes, device: torch.device, path: str, sizes: Mapping[str, int] | None = None) -> Any:
     """Return a model opened in onnxruntime, with as many threads as torch uses in the calling thread.
 
+    Args:
+        model: the file's bytes.
+        device: where it is to run.
+        path: the file, for messages.
+        sizes: of axes that the model leaves open, by their names.
+
     Raises:
-        BundleError: onnxruntime cannot open it; ``path`` names the file in the message.
+        BundleError: onnxruntime cannot open it.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is told by its exceptions
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     # Waiting threads would take the cores from the reading of the next tile.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
