@@ -70,7 +70,7 @@ def _pooling_by_products() -> Iterator[None]:
         rows, cols = (_means(side, part) for side, part in zip(sides, parts, strict=True))
         return rows @ values @ cols.T
 
-    functional.adaptive_avg_pool2d = pooled
+    functional.adaptive_avg_pool2d = pooled  # type: ignore[assignment]
     try:
         yield
     finally:

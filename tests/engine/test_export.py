@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 import geoseg
+from geoseg import networks
 from geoseg.bundle import Bundle, Description, read_bundle, write_bundle
 from geoseg.classes import Classes
 from geoseg.errors import BundleError, ConfigError, OutputError
 from geoseg.scene import open_scene
 from geoseg.segmenters.loading import resolve_bundle
+from geoseg.segmenters.network import new_bundle
 from geoseg.segmenters.onnx_graph import read_facts, read_graph
 from geoseg.segmenters.onnx_import import import_onnx
 from tests.outputs.stac_schemas import check_extensions
@@ -185,6 +187,22 @@ def test_the_same_model_makes_the_same_file(scaled: Callable[..., Path], tmp_pat
         geoseg.export(model, tmp_path / f"{name}.onnx")
         geoseg.export(model, tmp_path / f"{name}.json")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.names())
+def test_every_network_can_be_written(tmp_path: Path, name: str) -> None:
+    """What is written has been compared with the network, on a picture."""
+    info = networks.info(name)
+    halo = -(-32 // info.stride) * info.stride
+    about, tensors = new_bundle(
+        name, bands=["red", "green", "blue"], classes=Classes.parse(CLASSES), tile=256, halo=halo
+    )
+    about = Description.model_validate({**about.model_dump(), "normalisation": SCALING})
+    write_bundle(tmp_path / "m.safetensors", about, tensors)
+    geoseg.export(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    graph = read_graph((tmp_path / "m.onnx").read_bytes(), "it")
+    assert (graph.tile, graph.channels, graph.probabilities) == (256, 3, True)
 
 
 # What is refused
