@@ -1,6 +1,6 @@
 """Options that several commands share, so that a name means the same everywhere.
 
-Short flags in use: ``-m`` model or refiner, ``-o`` model to write, ``-q`` quiet, ``-v`` verbose, ``-h`` help (all).
+Short flags in use: ``-m`` model or refiner, ``-o`` file to write, ``-q`` quiet, ``-v`` verbose, ``-h`` help (all).
 """
 
 from __future__ import annotations
