@@ -13,7 +13,8 @@ from geoseg_cli.voice import answer, note, speaking
 @click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT…", shell_complete=a_file)
 @click.option(
     "-o",
-    "--out",
+    "--output",
+    "out",
     type=click.Path(),
     metavar="MAP.html|FOLDER",
     help="The page, or a folder for a page with the scene in tiles [default: beside OUTPUT].",
