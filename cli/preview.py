@@ -10,7 +10,9 @@ from geoseg_cli.voice import answer, note, speaking
 
 @click.command("preview")
 @click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT…", shell_complete=a_file)
-@click.option("-o", "--output", "out", type=click.Path(), metavar="PICTURE.png", help="The picture [default: beside OUTPUT].")
+@click.option(
+    "-o", "--output", "out", type=click.Path(), metavar="PICTURE.png", help="The picture [default: beside OUTPUT]."
+)
 @click.option("--scene", multiple=True, metavar="SCENE", help="What the outputs were made of; repeatable.")
 @click.option(
     "--side",
