@@ -34,12 +34,14 @@ _COMMANDS = {
     "coarse-check": "Map where a prediction contradicts a coarse map.",
     "init": "Make an untrained model.",
     "import": "Make a model of weights that another program trained, or of an ONNX file.",
+    "export": "Write a model as ONNX, or describe it as a STAC item.",
     "info": "Show what a scene or a model is.",
     "networks": "List the networks a model can be made of.",
     "losses": "List the losses a network can be trained with.",
     "methods": "List the ways of segmenting a scene.",
     "demo": "Segment the sample scene that comes with geoseg.",
     "qgis-plugin": "Write the plugin that brings geoseg to QGIS.",
+    "completion": "Print what makes a shell complete commands, options and files.",
 }
 
 

@@ -11,19 +11,20 @@ from collections.abc import Callable, Iterator
 import click
 
 from geoseg.errors import ConfigError
+from geoseg_cli.voice import voice
 
 # Seconds between lines, for programs that show progress of their own; ten unless it is set.
 INTERVAL = "GEOSEG_PROGRESS_SECONDS"
 
 
 @contextlib.contextmanager
-def shown(quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function to call with a stage, steps done, and steps in all; None when ``quiet``.
+def shown() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Yield a function to call with a stage, steps done, and steps in all; None where the command is to be quiet.
 
     Raises:
         ConfigError: the environment asks for lines every so often that it is no number of seconds.
     """
-    if quiet:
+    if voice().quiet:
         yield None
     elif sys.stderr.isatty():
         with _bars() as tell:
@@ -74,15 +75,19 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 class _Lines:
-    """One line when a stage begins and ends, and one every so many seconds between."""
+    """One line when a stage begins and ends, and one every so many seconds between; in a verbose command with times."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._told: dict[str, tuple[float, int]] = {}
+        self._begun: dict[str, float] = {}
+        self._timed = voice().verbose
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
+        begun = self._begun.setdefault(stage, now)
         last, before = self._told.get(stage, (-self._seconds, -1))
         if done != before and (done == total or now - last >= self._seconds):
             self._told[stage] = (now, done)
-            click.echo(f"{stage}: {done}/{total}", err=True)
+            took = f" after {now - begun:.1f} s" if self._timed and done == total else ""
+            click.echo(f"{stage}: {done}/{total}{took}", err=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
+from geoseg_cli.voice import answer, speaking
+
 
 @click.command("qgis-plugin")
 @click.argument("out", type=click.Path(), default="geoseg_qgis.zip")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@speaking
 def command(out: str, overwrite: bool) -> None:
     """Write the plugin that brings geoseg's algorithms to QGIS's Processing toolbox to OUT, a ZIP file.
 
@@ -21,4 +24,4 @@ def command(out: str, overwrite: bool) -> None:
     from geoseg.outputs.plugin_zip import write_plugin
 
     write_plugin(out, overwrite=overwrite)
-    click.echo(out)
+    answer({}, [out])

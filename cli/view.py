@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import click
 
+from geoseg_cli.options import a_file
 from geoseg_cli.progress import shown
-from geoseg_cli.report import say_note
+from geoseg_cli.voice import answer, note, speaking
 
 
 @click.command("view")
-@click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT…")
+@click.argument("outputs", nargs=-1, required=True, metavar="OUTPUT…", shell_complete=a_file)
 @click.option(
     "-o",
-    "--out",
+    "--output",
+    "out",
     type=click.Path(),
     metavar="MAP.html|FOLDER",
     help="The page, or a folder for a page with the scene in tiles [default: beside OUTPUT].",
@@ -20,10 +22,8 @@ from geoseg_cli.report import say_note
 @click.option("--scene", multiple=True, metavar="SCENE", help="What the outputs were made of; repeatable.")
 @click.option("--serve", is_flag=True, help="Serve the map to this machine alone and open it, until stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing map.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def command(
-    outputs: tuple[str, ...], out: str | None, scene: tuple[str, ...], serve: bool, overwrite: bool, quiet: bool
-) -> None:
+@speaking
+def command(outputs: tuple[str, ...], out: str | None, scene: tuple[str, ...], serve: bool, overwrite: bool) -> None:
     """Make a web map of OUTPUT that any browser opens, also without a network.
 
     It shows polygons by class, labels, confidence and the scene below them, in one file. What a .qlr or .qgs beside
@@ -36,11 +36,11 @@ def command(
     """
     import geoseg
 
-    with shown(quiet) as progress:
+    with shown() as progress:
         looked = geoseg.view(outputs, out, scene=scene, overwrite=overwrite, progress=progress)
-    for note in looked.notes:
-        say_note(note)
-    click.echo(looked.file)
+    for text in looked.notes:
+        note(text)
+    answer({}, [looked.file])
     if serve:
         import webbrowser
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
+    from geoseg.engine.export import export as export
     from geoseg.engine.naming import name as name
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.refine import refine as refine
@@ -44,6 +45,7 @@ _LAZY = {
     "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
+    "export": ("geoseg.engine.export", "export"),
     "load": ("geoseg.segmenters.loading", "load"),
     "name": ("geoseg.engine.naming", "name"),
     "open": ("geoseg.scene", "open_scene"),
@@ -64,6 +66,7 @@ __all__ = [
     "coarse_check",
     "coarse_stats",
     "evaluate",
+    "export",
     "load",
     "losses",
     "name",

@@ -58,8 +58,8 @@ class Options:
         min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
             keep_background: see :class:`geoseg.engine.selection.Selection`.
         device, precision: see :mod:`geoseg.engine.device`.
-        engine: what computes the scores of networks: ``torch``, on a CPU ``openvino``, or ``auto``, which takes what is
-            faster on a tile of the scene.
+        engine: what computes the scores of networks: ``torch``, on a CPU ``openvino`` or ``onnxruntime``, or ``auto``,
+            which takes what is faster on a tile of the scene.
         workers: local worker processes; 0 runs in this process.
         scheduler: address or scheduler file of a running cluster, in place of workers.
         resource: what each chunk takes of a worker of that cluster, as ``NAME=AMOUNT``.

@@ -38,8 +38,12 @@ COMMANDS = (
     "methods",
     "refine",
     "name",
+    "coarse-stats",
+    "coarse-check",
+    "export",
     "demo",
     "qgis-plugin",
+    "completion",
     "view",
     "preview",
 )
