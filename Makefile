@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Processes that share the fast tests.
 JOBS ?= 2
 
-.PHONY: env demo test slow lint format benchmarks buildings clean
+.PHONY: env demo test slow lint format docs benchmarks buildings clean
 
 env: $(READY)
 
@@ -35,6 +35,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Into build/site; a warning is a failure.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 benchmarks: $(READY)
 	$(BIN)/python -m tests.benchmarks
