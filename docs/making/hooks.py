@@ -1,4 +1,4 @@
-"""What mkdocs is told while it builds the site: pages of files outside of ``docs``, links to them, and the commands' help.
+"""What mkdocs is told while it builds the site: pages made of files outside of ``docs``, links, the commands' help.
 
 Links in the documents are those of the repository, so that they work where the sources are read; a link to a file that
 has no page goes to the repository's own site.

@@ -28,12 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
+    """What a run made.
 
-    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock; their tiles
-    held ``amplification`` times as many, for they overlap and reach over the scene's edges, and those without data are
-    left out (None for a method that does not compute tiles).  ``holes`` are the chunks that failed and are left without
-    data, by number, with the cause.  ``areas_m2`` are those of the classes, of a scene among others.
+    Attributes:
+        files: their names, as the command line prints them.
+        polygons: how many were written; None where none were to be.
+        chunks: how many the scene has.
+        resumed: how many of them were found done.
+        tiles: how many were computed.
+        seconds: that passed on the clock.
+        notes: what a user should know.
+        holes: the chunks that failed and are left without data, by number, with the cause.
+        pixels: how many were computed.
+        busy_s: seconds of workers that they took.
+        amplification: how many times as many pixels their tiles held, for they overlap and reach over the scene's
+            edges, and those without data are left out; None for a method that does not compute tiles.
+        areas_m2: m² of each class, by its name; of a scene among others alone.
     """
 
     files: tuple[str, ...]

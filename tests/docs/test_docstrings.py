@@ -1,4 +1,4 @@
-"""Every public name says what it takes and gives: all arguments by name, shapes of arrays, units of lengths and times."""
+"""Every public name says what it takes and gives: all arguments by name, shapes of arrays, units of lengths."""
 
 from __future__ import annotations
 

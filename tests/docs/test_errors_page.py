@@ -1,4 +1,4 @@
-"""The page of errors: its messages are those of the code, each under its class, and what it says of exit codes is so."""
+"""The page of errors: its messages are those of the code, each under its class, and exit codes are what it says."""
 
 from __future__ import annotations
 

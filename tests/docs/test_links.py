@@ -1,4 +1,4 @@
-"""Links of the documents and of docstrings lead somewhere: files, headings, names.  Addresses elsewhere are not fetched."""
+"""Links of the documents and of docstrings lead to files, headings and names.  No address elsewhere is fetched."""
 
 from __future__ import annotations
 
@@ -92,7 +92,6 @@ def test_names_that_docstrings_refer_to_exist() -> None:
         for node in ast.walk(ast.parse(read(path))):
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 continue
-            for reference in _ROLE.findall(ast.get_docstring(node) or ""):
-                if not _resolved(reference, module):
-                    faults.append(f"{name(path)}: {reference}")
+            told = _ROLE.findall(ast.get_docstring(node) or "")
+            faults += [f"{name(path)}: {reference}" for reference in told if not _resolved(reference, module)]
     assert faults == []
