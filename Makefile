@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Processes that share the fast tests.
 JOBS ?= 2
 
-.PHONY: env demo test slow lint format docs benchmarks buildings clean
+.PHONY: env demo test slow lint format docs bench buildings clean
 
 env: $(READY)
 
@@ -40,8 +40,8 @@ format: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-benchmarks: $(READY)
-	$(BIN)/python -m tests.benchmarks
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks --json bench.json --chart bench.png
 
 # An hour on two cores: the model that ships, made again from its data.
 buildings: $(READY)

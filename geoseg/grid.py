@@ -6,6 +6,7 @@ Everything here is pixel arithmetic on half-open rectangles; nothing reads a fil
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.errors import ConfigError
+
+# Side in pixels below which tiles are not made smaller to fit a scene: deep networks need some.
+_LEAST_TILE = 256
 
 
 @dataclass(frozen=True, order=True)
@@ -138,6 +142,22 @@ class TileGrid:
                 f"a tile of {self.tile} pixels has no core left inside a halo of {self.halo}: "
                 f"use --tile {2 * self.halo + max(64, 2 * self.halo)} or more, or a smaller --halo."
             )
+
+    def fitted(self, shape: tuple[int, int], stride: int) -> TileGrid:
+        """Return the lattice, of tiles no larger than these, that covers a scene of ``shape`` with the fewest pixels.
+
+        Of the last tiles of a row little more than their halo may lie on the scene; somewhat smaller ones then come out
+        even.  Sides shrink by multiples of ``stride``, to no less than 256 pixels; of equal lattices the largest wins.
+
+        >>> TileGrid(1024, 64).fitted((4096, 4096), 32)
+        TileGrid(tile=960, halo=64)
+        """
+        sides = range(self.tile, max(min(self.tile, _LEAST_TILE), 2 * self.halo + stride) - 1, -stride)
+        return min((TileGrid(side, self.halo) for side in sides), key=lambda grid: grid._pixels(shape), default=self)
+
+    def _pixels(self, shape: tuple[int, int]) -> int:
+        """Return how many pixels the tiles that cover a scene have together."""
+        return math.prod(-(-length // self.core) * self.tile for length in shape)
 
     @property
     def side(self) -> int:

@@ -11,7 +11,7 @@ class NetworkInfo:
     """What is known of a network before it is built.
 
     Attributes:
-        name: what :func:`create` takes.
+        name: what :func:`geoseg.networks.create` takes.
         family: the kind of method, in two or three words.
         summary: one line.
         encoder: the default encoder; None where the network takes none.

@@ -21,7 +21,8 @@ OTHERS = {
 def lines(block: Block) -> Iterator[list[str]]:
     """Yield the words of each command of a block; a line that ends in a backslash goes on."""
     for line in re.sub(r"\\\n", " ", block.text).splitlines():
-        words = shlex.split(line, comments=True)
+        # Only a word of its own begins a comment: a colour such as #d55e00 does not.
+        words = shlex.split(re.sub(r"(?:^|\s)#.*", "", line))
         if words and words[-1] == "&":
             words.pop()
         if words:

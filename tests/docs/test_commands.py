@@ -24,7 +24,6 @@ NOT_RUN = {
     r"s3://|tcp://|tls://|https?://|scheduler": "a server or a cluster of the reader's",
     r"checkpoint\.pth": "a checkpoint of another program",
     r"^geoseg (demo|adapt) ": "minutes of work, which tests/cli do",
-    r"--engine openvino": "its own tests, in tests/engine/test_engines.py",
     r"\$|/shared/|'scenes/\*": "variables and folders of the reader's",
 }
 # Training goes on for a step or two: what it learns is not looked at here.
@@ -32,7 +31,7 @@ SHORTENED = {"train": ["--steps", "1", "--batch", "2", "--patch", "64", "--worke
 # Pages whose commands run one after the other in one folder, which holds a scene and its labels.
 RUN = ("README.md", "docs/choosing.md", "docs/data.md", "docs/models.md", "docs/outputs.md", "docs/tiling.md")
 # Options in sentences that are not geoseg's.
-FOREIGN = {"--no-dashboard", "--strict", "--nbmake", "--tags"}
+FOREIGN = {"--no-dashboard", "--strict", "--nbmake", "--resources"}
 
 
 def _reason(text: str) -> str | None:

@@ -81,7 +81,12 @@ def _resolved(reference: str, module: str) -> bool:
                 return True
             break
     owners = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, type)]
-    return any(hasattr(owner, reference) for owner in owners)
+    return any(hasattr(owner, reference) or reference in _fields(owner) for owner in owners)
+
+
+def _fields(owner: type) -> set[str]:
+    """Return the fields of a data class or of a model of pydantic's, and what instances are annotated with."""
+    return {name for each in owner.__mro__ for name in getattr(each, "__annotations__", {})}
 
 
 def test_names_that_docstrings_refer_to_exist() -> None:
