@@ -60,7 +60,7 @@ def test_python_of_a_page_runs(page: str, place: Path, capsys: pytest.CaptureFix
     own = [block for block in PYTHON if name(block.page) == page]
     saved = SAVED.findall((ROOT / page).read_text(encoding="utf-8"))
     if page == "docs/outputs.md":
-        geoseg.predict("scene.tif", "houses.gpkg", labels="labels.tif")
+        geoseg.predict("scene.tif", "houses.gpkg", "land.safetensors", labels="labels.tif")
     for block in own:
         if _modules(block.text) & ELSEWHERE:
             assert "geoseg.batch(" in block.text
