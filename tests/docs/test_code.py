@@ -86,6 +86,7 @@ def test_recipes_are_settings_of_a_training(path: Path) -> None:
     check(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "json"], ids=str)
-def test_json_is_json(block: Block) -> None:
-    json.loads(block.text)
+def test_json_is_json() -> None:
+    for block in BLOCKS:
+        if block.language == "json":
+            json.loads(block.text)
