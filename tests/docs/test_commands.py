@@ -155,6 +155,19 @@ def test_commands_of_a_page_run_in_their_order(
     _run(_runnable(ROOT / page), capsys)
 
 
+def test_a_slip_is_found_out() -> None:
+    slips = (
+        "predikt a.tif b.gpkg",
+        "predict a.tif b.gpkg --simplfy 1",
+        "predict a.tif",
+        "cluster a.tif b.tif --segments x",
+    )
+    for slip in slips:
+        with pytest.raises(AssertionError, match=slip.split()[0]):
+            _parse(slip.split())
+    _parse(["predict", "a.tif", "b.gpkg", "--simplify", "1"])
+
+
 def test_what_is_not_run_stands_on_a_page() -> None:
     # A reason that no command has any more would hide the next one that it fits.
     text = "\n".join(" ".join(words) for block in SHELL for words in lines(block) if words[0] == "geoseg")
