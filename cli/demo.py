@@ -17,7 +17,8 @@ from geoseg_cli.report import say_report
 def command(folder: str, workers: int, quiet: bool) -> None:
     """Find the buildings in the sample scene (Banepa, Nepal) with the model that ships, and write all to FOLDER.
 
-    Open FOLDER/buildings.qlr in QGIS: polygons, labels and confidence come up with names and colours.
+    Open FOLDER/map.html in a browser, or FOLDER/buildings.qlr in QGIS: polygons, labels and confidence come up with
+    names and colours.
 
     \b
     Example:
@@ -26,7 +27,6 @@ def command(folder: str, workers: int, quiet: bool) -> None:
     import geoseg
     from geoseg.data import sample_scene
     from geoseg.engine.allocator import keep_freed_memory
-    from geoseg.outputs.preview import write_preview
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,9 @@ def command(folder: str, workers: int, quiet: bool) -> None:
             fresh=True,
             progress=progress,
         )
-        write_preview(sample_scene(), place / "labels.tif", place / "preview.png")
+        beside = [place / name for name in ("buildings.gpkg", "labels.tif", "confidence.tif")]
+        geoseg.preview(beside[:1], place / "preview.png", scene=sample_scene(), overwrite=True)
+        geoseg.view(beside, place / "map.html", scene=sample_scene(), overwrite=True)
     say_report(report)
     click.echo(place / "preview.png")
+    click.echo(place / "map.html")

@@ -24,6 +24,8 @@ _COMMANDS = {
     "name": "Name the segments that cluster found.",
     "refine": "Bring labels to the edges of the image below them.",
     "evaluate": "Compare a prediction with a reference.",
+    "view": "Make a web map of outputs that any browser opens.",
+    "preview": "Make a picture of outputs, with a legend and a scale bar.",
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
     "adapt": "Move a model to scenes of another region without labels.",

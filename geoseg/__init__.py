@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.refine import refine as refine
     from geoseg.engine.vectorize import vectorize as vectorize
+    from geoseg.looking.quicklook import preview as preview
+    from geoseg.looking.view import view as view
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
     from geoseg.training.adapt import adapt as adapt
@@ -46,9 +48,11 @@ _LAZY = {
     "name": ("geoseg.engine.naming", "name"),
     "open": ("geoseg.scene", "open_scene"),
     "predict": ("geoseg.engine.predict", "predict"),
+    "preview": ("geoseg.looking.quicklook", "preview"),
     "refine": ("geoseg.engine.refine", "refine"),
     "train": ("geoseg.training.fit", "train"),
     "vectorize": ("geoseg.engine.vectorize", "vectorize"),
+    "view": ("geoseg.looking.view", "view"),
 }
 _MODULES = ("losses", "networks")
 
@@ -66,9 +70,11 @@ __all__ = [
     "networks",
     "open",
     "predict",
+    "preview",
     "refine",
     "train",
     "vectorize",
+    "view",
 ]
 
 

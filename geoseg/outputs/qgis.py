@@ -69,6 +69,12 @@ def confidence_style(band: int = 1) -> str:
     return _document("AllStyleCategories", [_pipe(_ramp_renderer(_CONFIDENCE_RAMP, band))])
 
 
+def ramp_colors(kind: Literal["confidence", "uncertainty"]) -> list[str]:
+    """Return the colours from 0 to 1, at even steps, in which a raster of this kind is shown."""
+    ramp = _CONFIDENCE_RAMP if kind == "confidence" else _UNCERTAINTY_RAMP
+    return [color for _, color in ramp]
+
+
 def write_vector_style(
     path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] | S3Place = ""
 ) -> Path:
