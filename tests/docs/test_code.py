@@ -23,6 +23,8 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 # What a block imports that only a reader's cluster has; such a block is parsed, and its calls are looked at by
 # tests/test_cluster_recipes.py.
 ELSEWHERE = {"coiled", "dask_jobqueue"}
+# What the commands above the code of a page have written.
+WRITTEN = {"docs/looking.md": "buildings.gpkg", "docs/outputs.md": "houses.gpkg"}
 # A block is saved under this name where the page says so, and the blocks below import it.
 SAVED = re.compile(r"Save it as `(\w+\.py)`")
 
@@ -59,8 +61,8 @@ def place(
 def test_python_of_a_page_runs(page: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = [block for block in PYTHON if name(block.page) == page]
     saved = SAVED.findall((ROOT / page).read_text(encoding="utf-8"))
-    if page == "docs/outputs.md":
-        geoseg.predict("scene.tif", "houses.gpkg", "land.safetensors", labels="labels.tif")
+    if page in WRITTEN:
+        geoseg.predict("scene.tif", WRITTEN[page], "land.safetensors", labels="labels.tif")
     for block in own:
         if _modules(block.text) & ELSEWHERE:
             assert "geoseg.batch(" in block.text

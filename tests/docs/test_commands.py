@@ -135,10 +135,12 @@ def _run(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert not [path for path in os.listdir() if path.endswith(".part")]
 
 
-def test_commands_of_the_readme_that_take_no_network_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_take_no_network_run(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [words for words in _runnable(ROOT / "README.md") if QUICK.search(" ".join(words))]
     assert len(commands) >= 8
     _run(commands, capsys)
+    shutil.copy("segments.gpkg", "buildings.gpkg")
+    _run(_runnable(ROOT / "docs" / "looking.md"), capsys)
     assert (checkout / "segments.gpkg").exists()
     assert (checkout / "smooth.gpkg").exists()
 

@@ -16,7 +16,7 @@ from tests.docs.pages import PAGES, ROOT, name, read
 mkdocs = pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
 # Pages of parts that are not in every checkout; the navigation has a place for them.
-LATER = {"looking.md", "qgis.md", "export.md"}
+LATER = {"qgis.md", "export.md"}
 
 
 def _navigation() -> set[str]:
