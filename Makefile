@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Processes that share the fast tests.
 JOBS ?= 2
 
-.PHONY: env demo test slow lint format bench buildings qgis-plugin clean
+.PHONY: env demo test slow lint format docs bench buildings qgis-plugin clean
 
 env: $(READY)
 
@@ -35,6 +35,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Into build/site; a warning is a failure.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks --json bench.json --chart bench.png

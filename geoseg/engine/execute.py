@@ -32,13 +32,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Report:
-    """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
+    """What a run made.
 
-    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock; their tiles
-    held ``amplification`` times as many, for they overlap and reach over the scene's edges, and those without data are
-    left out (None for a method that does not compute tiles).  ``holes`` are the chunks that failed and are left without
-    data, by number, with the cause.  ``areas_m2`` are those of the classes by name, as the labels have them
-    before polygons are merged, smoothed or left out.
+    Attributes:
+        files: their names, as the command line prints them.
+        polygons: how many were written; None where none were to be.
+        chunks: how many the scene has.
+        resumed: how many of them were found done.
+        tiles: how many were computed.
+        seconds: that passed on the clock.
+        notes: what a user should know.
+        holes: the chunks that failed and are left without data, by number, with the cause.
+        pixels: how many were computed.
+        busy_s: seconds of workers that they took.
+        amplification: how many times as many pixels their tiles held, for they overlap and reach over the scene's
+            edges, and those without data are left out; None for a method that does not compute tiles.
+        areas_m2: m² of each class, by its name, as the labels have it before polygons are merged, smoothed or left out.
     """
 
     files: tuple[str, ...]

@@ -55,8 +55,9 @@ class Options:
         refine_by: what a refiner takes in at a first look: the whole ``tile``, or each connected ``object`` of a class
             with its surroundings, those of less than 1024 pixels left as they are.
         batch: tiles per forward pass; 0 chooses by device.
-        min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
-            keep_background: see :class:`geoseg.engine.selection.Selection`.
+        min_area, fill_holes: m²; see :class:`geoseg.engine.selection.Selection`.
+        simplify: metres on the ground; see there.
+        small, smooth, connectivity, regularize, regularize_class, drop, keep_background: see there.
         device, precision: see :mod:`geoseg.engine.device`.
         engine: what computes the scores of networks: ``torch``, on a CPU ``openvino`` or ``onnxruntime``, or ``auto``,
             which takes what is faster on a tile of the scene.

@@ -151,10 +151,11 @@ def vectorize(
         confidence: a raster on the same grid with the probability of each pixel's class.
         statistics: rasters whose mean, least, largest value, standard deviation and number of pixels are written for
             each polygon: ``F.tif``, ``F.tif:BAND`` or ``NAME=F.tif:BAND``; any grid and CRS.
-        min_area: see :class:`geoseg.engine.selection.Selection`, and so for all that follow up to ``keep_background``.
+        min_area: m², regions under it are not kept; see :class:`geoseg.engine.selection.Selection`, and so for all
+            that follow up to ``keep_background``.
         small: there.
-        fill_holes: there.
-        simplify: there.
+        fill_holes: m², there.
+        simplify: metres, there.
         smooth: there.
         connectivity: there.
         regularize: there.
