@@ -321,7 +321,8 @@
   const titles = { polygons: "Polygons", labels: "Labels", doubts: data.doubts, scenes: "Scene" };
   for (const [name, title] of Object.entries(titles)) {
     if (!groups[name].length) continue;
-    const first = name === "scenes" || name === "polygons" || (name === "labels" && !groups.polygons.length)
+    const labels = data["labels first"] || !groups.polygons.length;
+    const first = name === "scenes" || (name === "polygons" && !data["labels first"]) || (name === "labels" && labels)
       || (name === "doubts" && !groups.polygons.length && !groups.labels.length);
     const toggle = (on) => groups[name].forEach((layer) => (on ? layer.addTo(map) : layer.remove()));
     toggle(first);
