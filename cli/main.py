@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import keyword
+import signal
 import sys
 import traceback
 import warnings
@@ -38,6 +39,7 @@ _COMMANDS = {
     "losses": "List the losses a network can be trained with.",
     "methods": "List the ways of segmenting a scene.",
     "demo": "Segment the sample scene that comes with geoseg.",
+    "qgis-plugin": "Write the plugin that brings geoseg to QGIS.",
 }
 
 
@@ -103,6 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         sleep_soon()
         warnings.showwarning = _show_warning
+        # Whoever ends a run kindly (QGIS, a queue of jobs) means the same as Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 import click
 
-_EVERY_S = 10.0
+from geoseg.errors import ConfigError
+
+# Seconds between lines, for programs that show progress of their own; ten unless it is set.
+INTERVAL = "GEOSEG_PROGRESS_SECONDS"
 
 
 @contextlib.contextmanager
 def shown(quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yield a function to call with a stage, steps done, and steps in all; None when ``quiet``."""
+    """Yield a function to call with a stage, steps done, and steps in all; None when ``quiet``.
+
+    Raises:
+        ConfigError: the environment asks for lines every so often that it is no number of seconds.
+    """
     if quiet:
         yield None
     elif sys.stderr.isatty():
         with _bars() as tell:
             yield tell
     else:
-        yield _Lines()
+        yield _Lines(_interval())
+
+
+def _interval() -> float:
+    given = os.environ.get(INTERVAL, "10")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{INTERVAL} is {given!r}: set it to a number of seconds, or not at all.")
+    return seconds
 
 
 @contextlib.contextmanager
@@ -55,14 +74,15 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 class _Lines:
-    """One line when a stage begins and ends, and one every ten seconds between."""
+    """One line when a stage begins and ends, and one every so many seconds between."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._told: dict[str, tuple[float, int]] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        last, before = self._told.get(stage, (-_EVERY_S, -1))
-        if done != before and (done == total or now - last >= _EVERY_S):
+        last, before = self._told.get(stage, (-self._seconds, -1))
+        if done != before and (done == total or now - last >= self._seconds):
             self._told[stage] = (now, done)
             click.echo(f"{stage}: {done}/{total}", err=True)

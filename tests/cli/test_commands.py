@@ -39,6 +39,7 @@ COMMANDS = (
     "refine",
     "name",
     "demo",
+    "qgis-plugin",
     "view",
     "preview",
 )
