@@ -24,11 +24,13 @@ from geoseg.looking.shapes import Shapes, attribute_columns, on_lattice, read_sh
 from geoseg.outputs.html_page import text as html_text
 from geoseg.outputs.qgis import ramp_colors
 
-# What a page holds at most, all files together: some 20 MB of HTML, and what a browser draws in a moment.
+# What a page holds at most, all files together: some 30 MB of HTML, and what a browser draws in a moment.
 MOST_POLYGONS = 100_000
-MOST_POINTS = 1_500_000
+MOST_POINTS = 3_000_000
 MOST_SCENE_PIXELS = 4096**2
 MOST_LABEL_PIXELS = 2048**2
+# Where polygons lack more of their area than this, labels tell more.
+_SPARSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,6 @@ class Opened:
         doubts: confidence and uncertainty rasters, and which of these.
         scenes: scenes.
         frame: the plane.
-        notes: what a user should know.
     """
 
     shapes: list[Shapes]
@@ -49,7 +50,6 @@ class Opened:
     doubts: list[tuple[Layer, Kind]]
     scenes: list[ScenePicture]
     frame: Frame
-    notes: list[str]
 
     @property
     def bounds(self) -> Bounds:
@@ -85,7 +85,7 @@ def opened(found: Found) -> Opened:
         )
     borders += [each.points for each in shapes if len(each)]
     plane = frame_of(borders) if borders else Frame(0)
-    return Opened(shapes, labels, doubts, scenes, Frame(None) if placeless else plane, list(found.notes))
+    return Opened(shapes, labels, doubts, scenes, Frame(None) if placeless else plane)
 
 
 def page(this: Opened, title: str, scenes: Sequence[dict[str, Any]] | None = None) -> tuple[str, list[str]]:
@@ -97,7 +97,7 @@ def page(this: Opened, title: str, scenes: Sequence[dict[str, Any]] | None = Non
         scenes: descriptions of the scenes, where they lie beside the page rather than in it.
     """
     legend = _Legend()
-    notes = list(this.notes)
+    notes: list[str] = []
     polygons = [_polygons(shapes, this.frame, legend, len(this.shapes), notes) for shapes in this.shapes]
     rasters = [_labels(layer, classes, this, legend) for layer, classes in this.labels]
     rasters += [_doubts(layer, kind, this) for layer, kind in this.doubts]
@@ -111,9 +111,10 @@ def page(this: Opened, title: str, scenes: Sequence[dict[str, Any]] | None = Non
         "rasters": rasters,
         "doubts": " and ".join(dict.fromkeys(kind.capitalize() for _, kind in this.doubts)),
         "polygons": polygons,
+        "labels first": bool(this.labels) and any(_share_left_out(shapes) > _SPARSE for shapes in this.shapes),
         "notes": notes,
     }
-    return _html(title, data, tiled), notes[len(this.notes) :]
+    return _html(title, data, tiled), notes
 
 
 class _Legend:
@@ -169,8 +170,7 @@ def _left_out(shapes: Shapes) -> list[str]:
     if shapes.left_out:
         size = ""
         if math.isfinite(shapes.left_out_m2):
-            share = shapes.left_out_m2 / max(shapes.left_out_m2 + float(np.nansum(shapes.area_m2)), 1e-9)
-            size = f", {100 * share:.2g} % of the area"
+            size = f", {100 * _share_left_out(shapes):.2g} % of the area"
         which = "further" if math.isnan(shapes.left_out_m2) else "smaller"
         told.append(
             f"{shapes.left_out:,} {which} polygons of {shapes.path.name} are not shown{size}: the map has room for "
@@ -179,6 +179,13 @@ def _left_out(shapes: Shapes) -> list[str]:
     if shapes.left_out_columns:
         told.append(f"These attributes of {shapes.path.name} are not shown: {', '.join(shapes.left_out_columns)}.")
     return told
+
+
+def _share_left_out(shapes: Shapes) -> float:
+    """Return what part of the area of a file, or else of its polygons, is not on the map."""
+    if math.isfinite(shapes.left_out_m2):
+        return shapes.left_out_m2 / max(shapes.left_out_m2 + float(np.nansum(shapes.area_m2)), 1e-9)
+    return shapes.left_out / max(shapes.left_out + len(shapes), 1)
 
 
 def _labels(layer: Layer, classes: Classes, this: Opened, legend: _Legend) -> dict[str, Any]:

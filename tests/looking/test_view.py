@@ -26,6 +26,7 @@ from geoseg.looking.frame import HALF_M, Frame
 from geoseg.looking.pictures import ScenePicture, pixel_of
 from geoseg.looking.serving import MapServer
 from geoseg.looking.tiles import write_tiles
+from geoseg.outputs.cog import write_label_cog
 from tests.conftest import asymmetric, write_raster
 from tests.looking.conftest import BLUE, GREY, HOSTILE, RED
 from tests.serving import at_work
@@ -99,6 +100,30 @@ def test_no_name_becomes_markup_and_no_other_script_may_run(run, tmp_path):
     # Nothing is loaded from elsewhere: addresses are to be read by people only.
     loaded = [a.get("src") or a.get("href") for tag, a in page.found if tag in {"script", "link", "img", "iframe"}]
     assert set(loaded) <= {None, "data:,"}
+
+
+@pytest.mark.slow
+def test_a_map_that_lacks_polygons_says_so_and_shows_labels_first(run, tmp_path):
+    rows = np.arange(340)[:, None] * 340 + np.arange(340)
+    chequered = np.where((rows // 340 + rows) % 2, 1, 7).astype(np.uint8)
+    chequered[:100, :200] = 1
+    write_raster(tmp_path / "v.tif", chequered, nodata=255)
+    write_label_cog(tmp_path / "v.tif", tmp_path / "labels.tif", run.classes)
+    count = geoseg.vectorize(tmp_path / "labels.tif", tmp_path / "map.gpkg")
+    assert 60_000 < count < 100_000
+    whole = geoseg.view([tmp_path / "map.gpkg", tmp_path / "labels.tif"], scene=run.scene)
+    assert whole.notes == ()
+    assert read(whole.file).data["labels first"] is False
+    twice = [tmp_path / "map.gpkg", tmp_path / "again.gpkg", tmp_path / "labels.tif"]
+    shutil.copy(twice[0], twice[1])
+    looked = geoseg.view(twice, tmp_path / "half.html", scene=run.scene)
+    data = read(looked.file).data
+    assert [file["count"] for file in data["polygons"]] == [50_000, 50_000]
+    told = f"{count - 50_000:,} smaller polygons of map.gpkg are not shown"
+    assert looked.notes[0].startswith(told)
+    assert "% of the area: the map has room for 50,000, the file has them all." in looked.notes[0]
+    assert data["notes"] == list(looked.notes)
+    assert data["labels first"] is True
 
 
 def test_the_library_comes_with_its_licence(run, tmp_path):

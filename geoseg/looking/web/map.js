@@ -79,10 +79,11 @@
   const map = L.map("map", {
     crs, zoomSnap: data.tiled ? 1 : 0.25, zoomDelta: 1, minZoom: -8, maxZoom: 26, zoomControl: false, attributionControl: false,
   });
-  L.control.zoom({ position: "topleft" }).addTo(map);
+  const narrow = window.innerWidth <= 640;
+  if (narrow) document.getElementById("side").open = false;
+  L.control.zoom({ position: narrow ? "bottomright" : "topleft" }).addTo(map);
   if (data.mercator) L.control.scale({ imperial: false, maxWidth: 180, position: "bottomleft" }).addTo(map);
-  const panelWidth = window.innerWidth > 640 ? 312 : 0;
-  map.fitBounds(boundsOf(data.bounds), { paddingTopLeft: [16, 16], paddingBottomRight: [panelWidth + 16, 16], animate: false });
+  map.fitBounds(boundsOf(data.bounds), { paddingTopLeft: [16, 16], paddingBottomRight: [narrow ? 16 : 328, 16], animate: false });
   for (const [name, z] of [["scenes", 210], ["doubts", 220], ["labels", 230], ["polygons", 240]]) {
     map.createPane(name).style.zIndex = z;
   }
@@ -321,7 +322,8 @@
   const titles = { polygons: "Polygons", labels: "Labels", doubts: data.doubts, scenes: "Scene" };
   for (const [name, title] of Object.entries(titles)) {
     if (!groups[name].length) continue;
-    const first = name === "scenes" || name === "polygons" || (name === "labels" && !groups.polygons.length)
+    const labels = data["labels first"] || !groups.polygons.length;
+    const first = name === "scenes" || (name === "polygons" && !data["labels first"]) || (name === "labels" && labels)
       || (name === "doubts" && !groups.polygons.length && !groups.labels.length);
     const toggle = (on) => groups[name].forEach((layer) => (on ? layer.addTo(map) : layer.remove()));
     toggle(first);
