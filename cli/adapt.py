@@ -7,9 +7,11 @@ from typing import Any, get_args
 import click
 
 from geoseg.training.adaptation_config import Method
+from geoseg_cli.options import a_model
 from geoseg_cli.progress import shown
 from geoseg_cli.train import _area as area
 from geoseg_cli.train import _setting as setting
+from geoseg_cli.voice import answer, speaking, voice
 
 # Flags that stand for one setting each; every other setting is reached with --set.
 _FLAGS = {
@@ -25,7 +27,7 @@ _FLAGS = {
 
 
 @click.command("adapt")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=a_model)
 @click.option(
     "--source",
     "sources",
@@ -68,7 +70,7 @@ _FLAGS = {
 @click.option("--workdir", type=click.Path(), metavar="DIR", help="Where checkpoints are kept until the end.")
 @click.option("--fresh", is_flag=True, help="Throw away what an interrupted run left.")
 @click.option("--overwrite", is_flag=True, help="Replace ADAPTED.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@speaking
 def command(
     model: str,
     sources: tuple[tuple[str, str], ...],
@@ -82,7 +84,6 @@ def command(
     workdir: str | None,
     fresh: bool,
     overwrite: bool,
-    quiet: bool,
     **flags: Any,
 ) -> None:
     """Move MODEL to scenes of another region that have no labels, and write it to ADAPTED.
@@ -97,7 +98,7 @@ def command(
     from geoseg.training.adapt import adapt
 
     chosen = {key: flags[name] for name, key in _FLAGS.items() if flags[name] is not None}
-    with shown(quiet) as progress:
+    with shown() as progress:
         report = adapt(
             model,
             output,
@@ -112,7 +113,7 @@ def command(
             fresh=fresh,
             workdir=workdir,
             progress=progress,
-            tell=None if quiet else lambda text: click.echo(text, err=True),
+            tell=None if voice().quiet else lambda text: click.echo(text, err=True),
         )
     taken_up = "" if report.resumed is None else f", taken up at {report.resumed}"
     click.echo(
@@ -124,7 +125,8 @@ def command(
             f"{name} {_shown(before['iou'][name])} → {_shown(value)}" for name, value in after["iou"].items()
         )
         click.echo(f"{where}: mean IoU {before['mean_iou']:.3f} → {after['mean_iou']:.3f} ({each})", err=True)
-    click.echo(report.model)
+    done = {"method": report.method, "steps": report.steps, "kept": report.kept, "resumed": report.resumed}
+    answer({**done, "scores": report.scores, "training_s": report.seconds}, [report.model])
 
 
 def _shown(value: float | None) -> str:

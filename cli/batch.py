@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from geoseg_cli.options import batch_options
+from geoseg_cli.options import a_file, a_model, batch_options
 from geoseg_cli.progress import shown
-from geoseg_cli.report import say_note
+from geoseg_cli.report import told_areas
+from geoseg_cli.voice import answer, note, remark, speaking
 
 if TYPE_CHECKING:
     from geoseg.engine.batch import BatchReport
@@ -18,12 +19,13 @@ _MOST_TOLD = 20
 
 
 @click.command("batch")
-@click.argument("scenes", nargs=-1, required=True)
+@click.argument("scenes", nargs=-1, required=True, shell_complete=a_file)
 @click.argument("outdir", type=click.Path())
 @click.option(
     "-m",
     "--model",
     multiple=True,
+    shell_complete=a_model,
     metavar="MODEL",
     help="Path, URL or name of a bundle; several make an ensemble [default: buildings, which ships with geoseg].",
 )
@@ -51,6 +53,7 @@ _MOST_TOLD = 20
     "--asset", metavar="NAME", help="Asset of STAC items [default: the only raster, else visual, image, data]."
 )
 @batch_options
+@speaking
 @click.pass_context
 def command(
     context: click.Context,
@@ -59,7 +62,6 @@ def command(
     model: tuple[str, ...],
     suffix: str,
     asset: str | None,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Segment many SCENES with a model, each into a folder of its own in OUTDIR.
@@ -83,9 +85,9 @@ def command(
     keep_freed_memory()
     if not model:
         model = ("buildings",)
-        say_note("no model was given: this is `buildings`, which ships with geoseg (`geoseg info buildings`).")
+        note("no model was given: this is `buildings`, which ships with geoseg (`geoseg info buildings`).")
     layers = [name for name in LAYERS if options.pop(name)]
-    with shown(quiet) as progress:
+    with shown() as progress:
         report = geoseg.batch(
             scenes, outdir, list(model), suffix=suffix, layers=layers, asset=asset, progress=progress, **options
         )
@@ -100,12 +102,13 @@ def _say(report: BatchReport) -> None:
     for scene in failed[:_MOST_TOLD]:
         click.echo(f"Failed: {scene['name']}: {scene['error']}", err=True)
     if len(failed) > _MOST_TOLD:
-        say_note(f"{len(failed) - _MOST_TOLD} more failed: see the report.")
+        note(f"{len(failed) - _MOST_TOLD} more failed: see the report.")
     for scene in holes[:_MOST_TOLD]:
-        say_note(f"{scene['name']} has holes: {scene['notes'][-1]}")
+        note(f"{scene['name']} has holes: {scene['notes'][-1]}")
     done = len(report.of("done", "holes", "kept"))
     told = [f"{len(kept)} of them before"] * bool(kept) + [f"{len(failed)} failed"] * bool(failed)
     counts = f"{done} of {len(report.scenes)} scenes are done{''.join(f', {each}' for each in told)}"
+    if ground := told_areas(report.areas_m2):
+        remark(f"{ground}.")
     click.echo(f"{counts}; it took {report.seconds:.1f} s.", err=True)
-    for name in report.files:
-        click.echo(name)
+    answer(report.as_dict(), report.files)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from geoseg_cli.options import run_options
+from geoseg_cli.options import a_file, run_options, setting
 from geoseg_cli.progress import shown
 from geoseg_cli.report import say_report
+from geoseg_cli.voice import speaking
 
 
 @click.command("cluster")
-@click.argument("scene")
+@click.argument("scene", shell_complete=a_file)
 @click.argument("out", type=click.Path())
 @click.option(
     "--method",
@@ -45,15 +45,15 @@ from geoseg_cli.report import say_report
     help="What segments are called: CSV lines value,name[,#rrggbb], or JSON; those of one name are merged.",
 )
 @click.option("--save-model", type=click.Path(), metavar="F", help="Keep the fitted method as a bundle for predict.")
-@click.option("--set", "more", multiple=True, metavar="KEY=JSON", help="Further setting of the method; repeatable.")
+@click.option("--set", "more", multiple=True, metavar="KEY=VALUE", help="Further setting of the method; repeatable.")
 @run_options
+@speaking
 def command(
     scene: str,
     out: str,
     segments: int | None,
     seed: int,
     more: tuple[str, ...],
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Segment SCENE without a model or labels, and write the segments as polygons to OUT.
@@ -69,18 +69,8 @@ def command(
     import geoseg
     from geoseg.engine.allocator import keep_freed_memory
 
-    settings = {"target_segments": segments, "seed": seed, **dict(map(_setting, more))}
+    settings = {"target_segments": segments, "seed": seed, **dict(map(setting, more))}
     keep_freed_memory()
-    with shown(quiet) as progress:
+    with shown() as progress:
         report = geoseg.cluster(scene, out, settings=settings, progress=progress, **options)
     say_report(report)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--set")
-    try:
-        return key.strip(), json.loads(value)
-    except ValueError:
-        return key.strip(), value

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from geoseg_cli.progress import shown
+from geoseg_cli.voice import document, note, speaking, voice
 
 
 def _shares(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[float, float]:
@@ -53,8 +54,8 @@ def _shares(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[f
 )
 @click.option("--fallback", type=click.Path(), metavar="TABLE", help="Rows for classes that would be left out.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def command(grid: str, coarse: str, labels: str, out: str, quiet: bool, **options: Any) -> None:
+@speaking
+def command(grid: str, coarse: str, labels: str, out: str, **options: Any) -> None:
     """Measure what each class of COARSE is made of where there are LABELS, and write the table OUT.
 
     Pixels of the raster GRID are counted.  The table goes into `coarse.sources` of `geoseg train`.
@@ -65,13 +66,28 @@ def command(grid: str, coarse: str, labels: str, out: str, quiet: bool, **option
     """
     import geoseg
 
-    with shown(quiet) as progress:
+    with shown() as progress:
         table = geoseg.coarse_stats(grid, coarse, labels, out, progress=progress, **options)
+    told = table.warn_if_blind(range(len(table.codes)))
+    if voice().json:
+        note(told)
+        rows = zip(table.codes, table.blocks, table.means, table.deviations, strict=True)
+        found = [
+            {
+                "code": code,
+                "blocks": int(blocks),
+                "means": [float(value) for value in means],
+                "deviations": [float(value) for value in deviations],
+            }
+            for code, blocks, means, deviations in rows
+        ]
+        document({"classes": list(table.classes), "coarse_classes": found}, [out])
+        return
     width = max(len(code) for code in ("coarse class", *table.codes))
     click.echo("  ".join(["coarse class".ljust(width), "blocks", *(f"{name:>16}" for name in table.classes)]))
     for z, code in enumerate(table.codes):
         pairs = zip(table.means[z], table.deviations[z], strict=True)
         cells = [f"{f'{mean:.4f} ± {deviation:.4f}':>16}" for mean, deviation in pairs]
         click.echo("  ".join([code.ljust(width), f"{table.blocks[z]:>6}", *cells]))
-    click.echo(table.warn_if_blind(range(len(table.codes))), err=True)
+    click.echo(told, err=True)
     click.echo(out)

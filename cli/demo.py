@@ -8,16 +8,18 @@ import click
 
 from geoseg_cli.progress import shown
 from geoseg_cli.report import say_report
+from geoseg_cli.voice import speaking
 
 
 @click.command("demo")
 @click.argument("folder", type=click.Path(file_okay=False), default="demo")
 @click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Local worker processes.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def command(folder: str, workers: int, quiet: bool) -> None:
+@speaking
+def command(folder: str, workers: int) -> None:
     """Find the buildings in the sample scene (Banepa, Nepal) with the model that ships, and write all to FOLDER.
 
-    Open FOLDER/buildings.qlr in QGIS: polygons, labels and confidence come up with names and colours.
+    Open FOLDER/map.html in a browser, or FOLDER/buildings.qlr in QGIS: polygons, labels and confidence come up with
+    names and colours.
 
     \b
     Example:
@@ -26,12 +28,11 @@ def command(folder: str, workers: int, quiet: bool) -> None:
     import geoseg
     from geoseg.data import sample_scene
     from geoseg.engine.allocator import keep_freed_memory
-    from geoseg.outputs.preview import write_preview
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    with shown(quiet) as progress:
+    with shown() as progress:
         report = geoseg.predict(
             sample_scene(),
             place / "buildings.gpkg",
@@ -45,6 +46,7 @@ def command(folder: str, workers: int, quiet: bool) -> None:
             fresh=True,
             progress=progress,
         )
-        write_preview(sample_scene(), place / "labels.tif", place / "preview.png")
-    say_report(report)
-    click.echo(place / "preview.png")
+        beside = [place / name for name in ("buildings.gpkg", "labels.tif", "confidence.tif")]
+        geoseg.preview(beside[:1], place / "preview.png", scene=sample_scene(), overwrite=True)
+        geoseg.view(beside, place / "map.html", scene=sample_scene(), overwrite=True)
+    say_report(report, [place / "preview.png", place / "map.html"])

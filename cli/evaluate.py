@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from geoseg.errors import ConfigError
+from geoseg_cli.options import a_file
 from geoseg_cli.progress import shown
+from geoseg_cli.voice import document, note, speaking_without_json
 
 if TYPE_CHECKING:
     from geoseg.engine.evaluation import Evaluation
@@ -19,15 +21,19 @@ _STRUCTURE = {
     "ssim": "mean SSIM, {}",
     "d2": "D2 of the maps",
 }
+# Where --json writes that names no file.
+_STDOUT = "-"
 # What goes with --values: all else is about classes.
 _OF_VALUES = {"structure_file", "data_range", "json_file", "chunk", "overwrite"}
 
 
 @click.command("evaluate")
-@click.argument("prediction")
-@click.argument("reference")
-@click.option("--classes", metavar="NAME,NAME,…", help="What the numbers 0, 1, … mean, where the files do not say it.")
-@click.option("--attribute", metavar="NAME", help="Attribute of polygons that tells their class.")
+@click.argument("prediction", shell_complete=a_file)
+@click.argument("reference", shell_complete=a_file)
+@click.option(
+    "--classes", metavar="a[:#rrggbb],b,…", help="What the numbers 0, 1, … mean, where the files do not say it."
+)
+@click.option("--class-field", metavar="NAME", help="Attribute of polygons that tells their class.")
 @click.option("--class", "one_class", metavar="CLASS", help="One class for all polygons of the reference.")
 @click.option("--ignore", multiple=True, metavar="CLASS", help="Leave out this class of the reference; repeatable.")
 @click.option(
@@ -65,7 +71,15 @@ _OF_VALUES = {"structure_file", "data_range", "json_file", "chunk", "overwrite"}
 )
 @click.option("--no-objects", is_flag=True, help="Do not match polygons.")
 @click.option("--confidence", type=click.Path(), metavar="F.tif", help="Judge this confidence of the prediction.")
-@click.option("--json", "json_file", type=click.Path(), metavar="F", help="Also write all figures as JSON.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(),
+    is_flag=False,
+    flag_value=_STDOUT,
+    metavar="[F]",
+    help="Also write all figures as JSON; without F to stdout, in place of the tables (give it last, or as --json=-).",
+)
 @click.option("--html", "html_file", type=click.Path(), metavar="F", help="Also write a page with tables and maps.")
 @click.option("--errors", "errors_file", type=click.Path(), metavar="F.tif", help="Also write where it is wrong (COG).")
 @click.option(
@@ -88,7 +102,7 @@ _OF_VALUES = {"structure_file", "data_range", "json_file", "chunk", "overwrite"}
 )
 @click.option("--chunk", type=click.IntRange(min=1), default=2048, show_default=True, metavar="PX", help="Block side.")
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@speaking_without_json
 @click.pass_context
 def command(
     context: click.Context,
@@ -98,7 +112,6 @@ def command(
     no_objects: bool,
     values: bool,
     data_range: float | None,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Compare PREDICTION with REFERENCE: label rasters or polygons, in any CRS and on any grid.
@@ -113,20 +126,27 @@ def command(
     import geoseg
     from geoseg.classes import Classes
 
+    to_stdout = options["json_file"] == _STDOUT
+    if to_stdout:
+        options["json_file"] = None
     if values:
         _refuse_options_of_classes(context)
         given = {name: options[name] for name in _OF_VALUES - {"data_range"}}
-        _compare_values(prediction, reference, quiet, data_range=data_range, **given)
+        _compare_values(prediction, reference, to_stdout, data_range=data_range, **given)
         return
     if data_range is not None:
         raise ConfigError("--data-range goes with --values: a class is 0 or 1.")
     table = None if classes is None else Classes.parse(classes)
-    with shown(quiet) as progress:
+    with shown() as progress:
         result = geoseg.evaluate(
             prediction, reference, classes=table, objects=not no_objects, progress=progress, **options
         )
-    for note in result.notes:
-        click.echo(f"Note: {note}", err=True)
+    for text in result.notes:
+        note(text)
+    if to_stdout:
+        files = [options[name] for name in ("html_file", "errors_file", "structure_file") if options[name]]
+        document(result.as_dict(), files)
+        return
     _say(result)
 
 
@@ -134,19 +154,22 @@ def _refuse_options_of_classes(context: click.Context) -> None:
     source = click.core.ParameterSource.COMMANDLINE
     for option in context.command.params:
         name = str(option.name)
-        fits = name in _OF_VALUES | {"prediction", "reference", "values", "quiet"}
+        fits = name in _OF_VALUES | {"prediction", "reference", "values", "quiet", "verbose"}
         if not fits and context.get_parameter_source(name) is source:
             raise ConfigError(f"{option.opts[0]} is about classes: leave it out, or leave out --values.")
 
 
-def _compare_values(prediction: str, reference: str, quiet: bool, **options: Any) -> None:
+def _compare_values(prediction: str, reference: str, to_stdout: bool, **options: Any) -> None:
     """Compare two rasters of values, and print the figures."""
     from geoseg.engine.values import compare_values
 
-    with shown(quiet) as progress:
+    with shown() as progress:
         record = compare_values(prediction, reference, progress=progress, **options)
-    for note in record["notes"]:
-        click.echo(f"Note: {note}", err=True)
+    for text in record["notes"]:
+        note(text)
+    if to_stdout:
+        document(record, [options["structure_file"]] if options["structure_file"] else [])
+        return
     found = record["structure"]
     if len(found["planes"]) > 1:
         bands = [[each["name"], *(_number(each[key]) for key in _STRUCTURE)] for each in found["planes"]]

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import click
 
-from geoseg_cli.init import _setting as setting
+from geoseg_cli.init import summary
+from geoseg_cli.options import a_network, setting
+from geoseg_cli.voice import answer, remark, speaking
 
 
 def _figures(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -21,7 +23,7 @@ def _figures(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.command("import")
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", "model", required=True, type=click.Path(), metavar="MODEL", help="The bundle to write.")
-@click.option("--network", metavar="NAME", help="One of `geoseg networks`; not for ONNX.")
+@click.option("--network", metavar="NAME", shell_complete=a_network, help="One of `geoseg networks`; not for ONNX.")
 @click.option("--encoder", metavar="NAME", help="The encoder that was trained [default: the network's].")
 @click.option("--bands", metavar="N|a,b,c", help="Number or names of bands, in order [default: red,green,blue].")
 @click.option("--classes", metavar="a[:#rrggbb],b,…", help="Names and colours, in order [default: the file's].")
@@ -40,7 +42,9 @@ def _figures(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 )
 @click.option("--tile", type=click.IntRange(min=1), metavar="PX", help="Side of its tiles [default: by model].")
 @click.option("--halo", default="auto", show_default=True, metavar="PX|auto", help="auto measures it.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=JSON", help="Further option of the network; repeatable.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Further option of the network; repeatable."
+)
 @click.option("--prefix", metavar="TEXT", help="What stands before the network's names, if the file holds several.")
 @click.option("--inplace-abn", is_flag=True, help="The HRNet was trained with InPlaceABN (files called torch04).")
 @click.option(
@@ -52,6 +56,7 @@ def _figures(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 )
 @click.option("--licence", default="not stated", show_default=True, help="Of the weights: an SPDX name or a sentence.")
 @click.option("--overwrite", is_flag=True, help="Replace MODEL.")
+@speaking
 def command(checkpoint: str, model: str, overwrite: bool, **options: Any) -> None:
     """Make a bundle of a CHECKPOINT: weights of a network of ours, in a torch or safetensors file, or an ONNX model.
 
@@ -78,7 +83,7 @@ def command(checkpoint: str, model: str, overwrite: bool, **options: Any) -> Non
     make = _of_onnx if checkpoint.lower().endswith(".onnx") else _of_weights
     description, tensors = make(checkpoint, **options)
     write_bundle(model, description, tensors, overwrite=overwrite)
-    click.echo(model)
+    answer(summary(description), [model])
 
 
 def _of_weights(
@@ -95,10 +100,10 @@ def _of_weights(
         path, network, bands=bands or ["red", "green", "blue"], options=settings, **options
     )
     where = f" behind {match.prefix!r}" if match.prefix else ""
-    click.echo(f"{match.taken} tensors taken{where}.", err=True)
+    remark(f"{match.taken} tensors taken{where}.")
     if match.left_out:
         some = ", ".join(match.left_out[:5]) + (", …" if len(match.left_out) > 5 else "")
-        click.echo(f"{len(match.left_out)} left out, which inference does not need: {some}.", err=True)
+        remark(f"{len(match.left_out)} left out, which inference does not need: {some}.")
     return description, tensors
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 import click
 
+from geoseg_cli.options import a_model
+from geoseg_cli.voice import as_json, speaking, voice
+
 
 @click.command("info")
-@click.argument("path")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("path", shell_complete=a_model)
 @click.option(
     "--tiling", metavar="SCENE", help="Measure on this scene how the labels of a MODEL's tiles depend on the halo."
 )
@@ -26,7 +27,8 @@ import click
     help="Share of labels that may differ from those of one pass.",
 )
 @click.option("--allow-vrt-elsewhere", is_flag=True, help="Let a VRT that you trust refer to files elsewhere.")
-def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: float, allow_vrt_elsewhere: bool) -> None:
+@speaking
+def command(path: str, tiling: str | None, crop: int, bound: float, allow_vrt_elsewhere: bool) -> None:
     """Show what geoseg sees in a SCENE (grid, ground resolution, bands, nodata) or a MODEL (network, classes, halo).
 
     \b
@@ -36,11 +38,11 @@ def command(path: str, as_json: bool, tiling: str | None, crop: int, bound: floa
       geoseg info model.safetensors --tiling scene.tif
     """
     if tiling is not None:
-        _tiling(path, tiling, crop, bound, as_json)
+        _tiling(path, tiling, crop, bound)
         return
     record = _model(path) if _is_model(path) else _scene(path, allow_vrt_elsewhere)
-    if as_json:
-        click.echo(json.dumps(record, indent=2))
+    if voice().json:
+        click.echo(as_json(record))
         return
     width = max(len(key) for key in record)
     for key, value in record.items():
@@ -122,15 +124,15 @@ def _measured(record: Any) -> str:
     return f"{reach}; labels differ by {record.disagreement:.2g}{error}, measured on {record.measured_on}"
 
 
-def _tiling(model: str, scene: str, crop: int, bound: float, as_json: bool) -> None:
+def _tiling(model: str, scene: str, crop: int, bound: float) -> None:
     """Print disagreement against halo."""
     from dataclasses import asdict
 
     from geoseg.engine.tiling import measure_on_scene
 
     found = measure_on_scene(model, scene, crop=crop, bound=bound)
-    if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+    if voice().json:
+        click.echo(as_json(asdict(found)))
         return
     click.echo(f"{found.scene}: {found.crop}, at {found.resolution:.3g} m per pixel")
     click.echo(f"{'halo px':>8}  {'labels differ':>13}  {'score error':>11}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from geoseg_cli.options import a_network, setting
+from geoseg_cli.voice import answer, speaking
+
+if TYPE_CHECKING:
+    from geoseg.bundle import Description
 
 
 @click.command("init")
 @click.argument("model", type=click.Path())
-@click.option("--network", required=True, metavar="NAME", help="One of `geoseg networks`.")
+@click.option("--network", required=True, metavar="NAME", shell_complete=a_network, help="One of `geoseg networks`.")
 @click.option("--encoder", metavar="NAME", help="Any timm encoder [default: the network's].")
 @click.option(
     "--bands", default="red,green,blue", show_default=True, metavar="N|a,b,c", help="Number or names of bands."
@@ -28,8 +33,11 @@ import click
 @click.option("--halo", default="auto", show_default=True, metavar="PX|auto", help="auto measures the receptive field.")
 @click.option("--pretrained", is_flag=True, help="Start the encoder from ImageNet weights (downloads them).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=JSON", help="Further option of the network; repeatable.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Further option of the network; repeatable."
+)
 @click.option("--overwrite", is_flag=True, help="Replace MODEL.")
+@speaking
 def command(
     model: str,
     network: str,
@@ -63,18 +71,15 @@ def command(
         classes=Classes.parse(classes),
         encoder=encoder,
         halo=reach,
-        options=dict(_setting(text) for text in settings),
+        options=dict(setting(text) for text in settings),
         **options,
     )
     write_bundle(model, description, tensors, overwrite=overwrite)
-    click.echo(model)
+    answer(summary(description), [model])
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--set")
-    try:
-        return key.strip(), json.loads(value)
-    except ValueError:
-        return key.strip(), value
+def summary(description: Description) -> dict[str, Any]:
+    """Return what a script may want to know of a model that was made."""
+    names = ("method", "bands", "resolution", "classes", "tile", "halo", "stride", "tile_exact", "licence")
+    record = description.model_dump()
+    return {name: record[name] for name in names}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from geoseg_cli.voice import as_json, speaking, voice
 
 
 @click.command("losses")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, for programs.")
-def command(name: str | None, as_json: bool) -> None:
+@speaking
+def command(name: str | None) -> None:
     """List the losses with their source, or the one called NAME with its options.
 
     They are summed with weights, and options stand in brackets: ce+0.5*aaf[margin=2].
@@ -26,9 +26,9 @@ def command(name: str | None, as_json: bool) -> None:
     from geoseg import losses
 
     chosen = [losses.info(each) for each in (losses.names() if name is None else (name,))]
-    if as_json:
+    if voice().json:
         records = [asdict(info) for info in chosen]
-        click.echo(json.dumps(records if name is None else records[0], indent=1, ensure_ascii=False))
+        click.echo(as_json(records if name is None else records[0]))
     elif name is None:
         _echo([("name", "what it is", "source"), *((info.name, info.summary, info.source) for info in chosen)])
     else:

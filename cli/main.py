@@ -6,6 +6,7 @@ import atexit
 import gc
 import importlib
 import keyword
+import signal
 import sys
 import traceback
 import warnings
@@ -24,6 +25,8 @@ _COMMANDS = {
     "name": "Name the segments that cluster found.",
     "refine": "Bring labels to the edges of the image below them.",
     "evaluate": "Compare a prediction with a reference.",
+    "view": "Make a web map of outputs that any browser opens.",
+    "preview": "Make a picture of outputs, with a legend and a scale bar.",
     "vectorize": "Turn a label raster into class polygons.",
     "train": "Train a network on scenes with labels.",
     "adapt": "Move a model to scenes of another region without labels.",
@@ -31,11 +34,14 @@ _COMMANDS = {
     "coarse-check": "Map where a prediction contradicts a coarse map.",
     "init": "Make an untrained model.",
     "import": "Make a model of weights that another program trained, or of an ONNX file.",
+    "export": "Write a model as ONNX, or describe it as a STAC item.",
     "info": "Show what a scene or a model is.",
     "networks": "List the networks a model can be made of.",
     "losses": "List the losses a network can be trained with.",
     "methods": "List the ways of segmenting a scene.",
     "demo": "Segment the sample scene that comes with geoseg.",
+    "qgis-plugin": "Write the plugin that brings geoseg to QGIS.",
+    "completion": "Print what makes a shell complete commands, options and files.",
 }
 
 
@@ -101,6 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         sleep_soon()
         warnings.showwarning = _show_warning
+        # Whoever ends a run kindly (QGIS, a queue of jobs) means the same as Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]

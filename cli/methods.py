@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
+from geoseg_cli.voice import as_json, speaking, voice
+
 
 @click.command("methods")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, for programs.")
-def command(name: str | None, as_json: bool) -> None:
+@speaking
+def command(name: str | None) -> None:
     """List the ways of segmenting a scene, or all that is known of the one called NAME.
 
     \b
@@ -22,9 +23,9 @@ def command(name: str | None, as_json: bool) -> None:
     from geoseg.segmenters.methods import method, methods
 
     chosen = methods() if name is None else (method(name),)
-    if as_json:
+    if voice().json:
         records = [asdict(each) for each in chosen]
-        click.echo(json.dumps(records if name is None else records[0], indent=1, ensure_ascii=False))
+        click.echo(as_json(records if name is None else records[0]))
     elif name is None:
         width = max(len(each.name) for each in chosen)
         for each in chosen:

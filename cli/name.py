@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import click
 
-from geoseg_cli.report import say_note
+from geoseg_cli.options import a_file
+from geoseg_cli.voice import answer, note, speaking
 
 
 @click.command("name")
-@click.argument("source")
+@click.argument("source", shell_complete=a_file)
 @click.argument("names", type=click.Path())
 @click.argument("out", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@speaking
 def command(source: str, names: str, out: str, overwrite: bool) -> None:
     """Write SOURCE to OUT with its segments called as the table NAMES says.
 
@@ -26,5 +28,5 @@ def command(source: str, names: str, out: str, overwrite: bool) -> None:
     import geoseg
 
     classes = geoseg.name(source, names, out, overwrite=overwrite)
-    say_note("classes are now " + ", ".join(f"{each.id} {each.name}" for each in classes) + ".")
-    click.echo(out)
+    note("classes are now " + ", ".join(f"{each.id} {each.name}" for each in classes) + ".")
+    answer({"classes": classes.as_dicts()}, [out])

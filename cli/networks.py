@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from geoseg_cli.options import a_network
+from geoseg_cli.voice import as_json, speaking, voice
 
 if TYPE_CHECKING:
     from geoseg.networks import NetworkInfo
@@ -16,9 +18,9 @@ _HEADINGS = ("name", "encoder", "parameters", "MACs", "stride", "exact", "halo",
 
 
 @click.command("networks")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, for programs.")
-def command(name: str | None, as_json: bool) -> None:
+@click.argument("name", required=False, shell_complete=a_network)
+@speaking
+def command(name: str | None) -> None:
     """List the networks, or all that is known of the one called NAME.
 
     The list gives the default encoder, the parameters, the multiply-adds (MACs) for 512 × 512 pixels, the stride,
@@ -36,9 +38,9 @@ def command(name: str | None, as_json: bool) -> None:
 
     chosen = networks.every_name() if name is None else (networks.info(name).name,)
     entries = [(networks.info(each), facts(each)) for each in chosen]
-    if as_json:
+    if voice().json:
         records = [_record(info, found) for info, found in entries]
-        click.echo(json.dumps(records if name is None else records[0], indent=1, ensure_ascii=False))
+        click.echo(as_json(records if name is None else records[0]))
     elif name is None:
         _echo_table([_HEADINGS, *(_row(info, found) for info, found in entries)])
     else:

@@ -1,16 +1,45 @@
 """Options that several commands share, so that a name means the same everywhere.
 
-Short flags in use: ``-m`` model (predict), ``-q`` quiet (all long commands), ``-h`` help (all).
+Short flags in use: ``-m`` model or refiner, ``-o`` file to write, ``-q`` quiet, ``-v`` verbose, ``-h`` help (all).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def a_file(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a path where an address may stand, too."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def a_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the name of a model that ships, or a path."""
+    from click.shell_completion import CompletionItem
+
+    from geoseg.segmenters.loading import shipped
+
+    return [CompletionItem(name) for name in shipped() if name.startswith(incomplete)] or a_file(ctx, param, incomplete)
+
+
+def a_network(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the name of a network."""
+    from click.shell_completion import CompletionItem
+
+    from geoseg import networks
+
+    return [CompletionItem(name) for name in networks.every_name() if name.startswith(incomplete)]
 
 
 def _bands(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[int | str] | None:
@@ -82,7 +111,6 @@ _SELECTION = (
     click.option("--drop", multiple=True, metavar="CLASS", help="Do not write this class; repeatable."),
     click.option("--keep-background", is_flag=True, help="Write background polygons too."),
     click.option("--overwrite", is_flag=True, help="Replace existing outputs."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress."),
 )
 
 _BESIDE = (
@@ -143,7 +171,7 @@ _RUN = (
     ),
     click.option(
         "--engine",
-        type=click.Choice(["auto", "torch", "openvino"]),
+        type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
         default="torch",
         show_default=True,
         help="What computes networks on a CPU; auto takes the fastest on a tile of the scene.",
@@ -175,6 +203,21 @@ _RUN = (
     ),
     click.option("--fresh", is_flag=True, help="Throw away what an earlier run left in the work folder."),
 )
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Return key and value of ``KEY=VALUE``; a value that is no JSON is text.
+
+    Raises:
+        click.BadParameter: there is no equals sign.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--set")
+    try:
+        return key.strip(), json.loads(value)
+    except ValueError:
+        return key.strip(), value
 
 
 def selection_options(function: F) -> F:

@@ -6,22 +6,29 @@ from typing import Any
 
 import click
 
-from geoseg_cli.options import run_options
+from geoseg_cli.options import a_file, a_model, run_options
 from geoseg_cli.progress import shown
-from geoseg_cli.report import say_note, say_report
+from geoseg_cli.report import say_report
+from geoseg_cli.voice import note, speaking
 
 
 @click.command("predict")
-@click.argument("scene")
+@click.argument("scene", shell_complete=a_file)
 @click.argument("out", type=click.Path())
 @click.option(
     "-m",
     "--model",
     multiple=True,
+    shell_complete=a_model,
     metavar="MODEL",
     help="Path, URL or name of a bundle; several make an ensemble [default: buildings, which ships with geoseg].",
 )
-@click.option("--refine", metavar="REFINER", help="Path, URL or name of a bundle that refines the model's labels.")
+@click.option(
+    "--refine",
+    metavar="REFINER",
+    shell_complete=a_file,
+    help="Path, URL or name of a bundle that refines the model's labels.",
+)
 @click.option(
     "--refine-by",
     type=click.Choice(["tile", "object"]),
@@ -37,7 +44,8 @@ from geoseg_cli.report import say_note, say_report
     help="Also write the boxes that a model with two passes looked at closely, with rounds and agreement.",
 )
 @run_options
-def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options: Any) -> None:
+@speaking
+def command(scene: str, out: str, model: tuple[str, ...], **options: Any) -> None:
     """Segment SCENE with a model and write class polygons to OUT.
 
     OUT's suffix chooses the format: .geojson .geojsonl .gpkg .fgb .parquet, or .tif for labels only.  Outputs may be
@@ -55,7 +63,7 @@ def command(scene: str, out: str, model: tuple[str, ...], quiet: bool, **options
     keep_freed_memory()
     if not model:
         model = ("buildings",)
-        say_note("no model was given: this is `buildings`, which ships with geoseg (`geoseg info buildings`).")
-    with shown(quiet) as progress:
+        note("no model was given: this is `buildings`, which ships with geoseg (`geoseg info buildings`).")
+    with shown() as progress:
         report = geoseg.predict(scene, out, list(model), progress=progress, **options)
     say_report(report)

@@ -6,17 +6,25 @@ from typing import Any
 
 import click
 
-from geoseg_cli.options import run_options
+from geoseg_cli.options import a_file, a_model, run_options
 from geoseg_cli.progress import shown
 from geoseg_cli.report import say_report
+from geoseg_cli.voice import speaking
 
 
 @click.command("refine")
-@click.argument("scene")
-@click.argument("rough", metavar="LABELS")
+@click.argument("scene", shell_complete=a_file)
+@click.argument("rough", metavar="LABELS", shell_complete=a_file)
 @click.argument("out", type=click.Path())
-@click.option("-m", "--model", required=True, metavar="REFINER", help="Path, URL or name of the bundle of a refiner.")
-@click.option("--attribute", metavar="NAME", help="Attribute of polygons that tells their class.")
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    metavar="REFINER",
+    shell_complete=a_model,
+    help="Path, URL or name of the bundle of a refiner.",
+)
+@click.option("--class-field", metavar="NAME", help="Attribute of polygons that tells their class.")
 @click.option("--class", "one_class", metavar="CLASS", help="Class of all polygons of a file that tells none.")
 @click.option(
     "--refine-by",
@@ -27,14 +35,14 @@ from geoseg_cli.report import say_report
     "(those under 1024 pixels stay as they are).",
 )
 @run_options
+@speaking
 def command(
     scene: str,
     rough: str,
     out: str,
     model: str,
-    attribute: str | None,
+    class_field: str | None,
     one_class: str | None,
-    quiet: bool,
     **options: Any,
 ) -> None:
     """Refine LABELS with the image SCENE, and write class polygons to OUT.
@@ -50,8 +58,8 @@ def command(
     from geoseg.engine.allocator import keep_freed_memory
 
     keep_freed_memory()
-    with shown(quiet) as progress:
+    with shown() as progress:
         report = geoseg.refine(
-            scene, rough, out, model, attribute=attribute, one_class=one_class, progress=progress, **options
+            scene, rough, out, model, class_field=class_field, one_class=one_class, progress=progress, **options
         )
     say_report(report)

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from geoseg_cli.options import a_network
 from geoseg_cli.progress import shown
+from geoseg_cli.voice import answer, note, speaking, voice
 
 # Flags that stand for one setting each; every other setting is reached with --set.
 _FLAGS = {
@@ -61,7 +63,7 @@ def _area(_ctx: click.Context, _param: click.Parameter, value: str | None) -> An
 @click.option("--class-field", metavar="NAME", help="Attribute of the polygons that says their class.")
 @click.option("--resolution", type=float, metavar="M", help="Ground metres per pixel [default: the first scene's].")
 @click.option("--bands", callback=_bands, metavar="1,2,3", help="Bands by index or name [default: all].")
-@click.option("--network", metavar="NAME", help="One of `geoseg networks` [default: unet].")
+@click.option("--network", metavar="NAME", shell_complete=a_network, help="One of `geoseg networks` [default: unet].")
 @click.option("--encoder", metavar="NAME", help="Any timm encoder [default: the network's].")
 @click.option("--pretrained", is_flag=True, default=None, help="Start from ImageNet weights (downloads them).")
 @click.option("--loss", metavar="SUM", help="Such as ce+0.5*aaf [default: ce].")
@@ -79,7 +81,7 @@ def _area(_ctx: click.Context, _param: click.Parameter, value: str | None) -> An
 @click.option("--workdir", type=click.Path(), metavar="DIR", help="Where checkpoints are kept until the end.")
 @click.option("--fresh", is_flag=True, help="Throw away what an interrupted training left.")
 @click.option("--overwrite", is_flag=True, help="Replace MODEL.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@speaking
 def command(
     config: str | None,
     output: str,
@@ -88,7 +90,6 @@ def command(
     train_area: Any,
     validation: Any,
     settings: tuple[str, ...],
-    quiet: bool,
     workdir: str | None,
     fresh: bool,
     overwrite: bool,
@@ -125,7 +126,7 @@ def command(
             set_value(given, f"data.scenes.{i}.{name}", area)
     for text in settings:
         set_value(given, *_setting(text))
-    with shown(quiet) as progress:
+    with shown() as progress:
         report = train(
             check(given),
             output,
@@ -133,16 +134,17 @@ def command(
             fresh=fresh,
             workdir=workdir,
             progress=progress,
-            tell=None if quiet else lambda text: click.echo(text, err=True),
+            tell=None if voice().quiet else lambda text: click.echo(text, err=True),
         )
-    for note in report.notes:
-        click.echo(f"Note: {note}.", err=True)
+    for text in report.notes:
+        note(f"{text}.")
     taken_up = "" if report.resumed is None else f", taken up at {report.resumed}"
     click.echo(f"{report.steps} steps{taken_up} in {report.seconds:.1f} s.", err=True)
     if report.figures:
         each = ", ".join(f"{name} {v:.3f}" for name, v in report.figures["iou"].items() if v is not None)
         click.echo(f"mean IoU {report.figures['mean_iou']:.3f} ({each}) at step {report.figures['step']}.", err=True)
-    click.echo(report.model)
+    done = {"steps": report.steps, "resumed": report.resumed, "figures": report.figures, "training_s": report.seconds}
+    answer(done, [report.model])
 
 
 def _setting(text: str) -> tuple[str, Any]:

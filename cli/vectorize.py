@@ -6,17 +6,17 @@ from typing import Any
 
 import click
 
-from geoseg_cli.options import selection_options
+from geoseg_cli.options import a_file, selection_options
 from geoseg_cli.progress import shown
-from geoseg_cli.report import say_note
+from geoseg_cli.voice import answer, note, speaking
 
 
 @click.command("vectorize")
-@click.argument("labels")
+@click.argument("labels", shell_complete=a_file)
 @click.argument("out", type=click.Path())
-@click.option("--class", "only", multiple=True, metavar="CLASS", help="Write this class only; repeatable.")
+@click.option("--only", multiple=True, metavar="CLASS", help="Write this class only; repeatable.")
 @click.option(
-    "--value-names",
+    "--names",
     type=click.Path(),
     metavar="FILE",
     help="What the values mean: CSV lines value,name[,#rrggbb], or JSON {value: name}.",
@@ -36,7 +36,8 @@ from geoseg_cli.report import say_note
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Threads to work with."
 )
 @selection_options
-def command(labels: str, out: str, quiet: bool, **options: Any) -> None:
+@speaking
+def command(labels: str, out: str, **options: Any) -> None:
     """Turn the class raster LABELS into polygons in OUT, without a seam.
 
     Class names and colours come from the raster where it has them.
@@ -44,14 +45,14 @@ def command(labels: str, out: str, quiet: bool, **options: Any) -> None:
     \b
     Example:
       geoseg vectorize landcover.tif landcover.gpkg --drop water --min-area 50 --simplify 1
-      geoseg vectorize roofs.tif roofs.geojson --class roof --regularize --statistics height=dsm.tif
+      geoseg vectorize roofs.tif roofs.geojson --only roof --regularize --statistics height=dsm.tif
     """
     import geoseg
 
-    with shown(quiet) as progress:
+    with shown() as progress:
         notes: list[str] = []
         count = geoseg.vectorize(labels, out, progress=progress, tell=notes.append, **options)
-    for note in notes:
-        say_note(note)
+    for text in notes:
+        note(text)
     click.echo(f"{count} polygons.", err=True)
-    click.echo(out)
+    answer({"polygons": count}, [out])

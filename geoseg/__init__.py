@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from geoseg.engine.cluster_scene import cluster as cluster
     from geoseg.engine.coarse_check import coarse_check as coarse_check
     from geoseg.engine.evaluate import evaluate as evaluate
+    from geoseg.engine.export import export as export
     from geoseg.engine.naming import name as name
     from geoseg.engine.predict import predict as predict
     from geoseg.engine.refine import refine as refine
     from geoseg.engine.vectorize import vectorize as vectorize
+    from geoseg.looking.quicklook import preview as preview
+    from geoseg.looking.view import view as view
     from geoseg.scene import open_scene as open
     from geoseg.segmenters.loading import load as load
     from geoseg.training.adapt import adapt as adapt
@@ -42,13 +45,16 @@ _LAZY = {
     "coarse_stats": ("geoseg.training.coarse_stats", "coarse_stats"),
     "cluster": ("geoseg.engine.cluster_scene", "cluster"),
     "evaluate": ("geoseg.engine.evaluate", "evaluate"),
+    "export": ("geoseg.engine.export", "export"),
     "load": ("geoseg.segmenters.loading", "load"),
     "name": ("geoseg.engine.naming", "name"),
     "open": ("geoseg.scene", "open_scene"),
     "predict": ("geoseg.engine.predict", "predict"),
+    "preview": ("geoseg.looking.quicklook", "preview"),
     "refine": ("geoseg.engine.refine", "refine"),
     "train": ("geoseg.training.fit", "train"),
     "vectorize": ("geoseg.engine.vectorize", "vectorize"),
+    "view": ("geoseg.looking.view", "view"),
 }
 _MODULES = ("losses", "networks")
 
@@ -60,15 +66,18 @@ __all__ = [
     "coarse_check",
     "coarse_stats",
     "evaluate",
+    "export",
     "load",
     "losses",
     "name",
     "networks",
     "open",
     "predict",
+    "preview",
     "refine",
     "train",
     "vectorize",
+    "view",
 ]
 
 

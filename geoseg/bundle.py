@@ -155,7 +155,14 @@ class Description(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: where it is, what it says, and the SHA-256 of the file."""
+    """An opened bundle.
+
+    Attributes:
+        path: of the file.
+        description: what it says of itself.
+        digest: SHA-256 of the file, in hexadecimal.
+        shapes: shape of each tensor, by its name.
+    """
 
     path: str
     description: Description
@@ -168,7 +175,7 @@ class Bundle:
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Read the weights.
+        """Read the weights: arrays by name, of any shape (:attr:`shapes`) and the type they are kept in.
 
         Raises:
             BundleError: the file changed or is damaged.
@@ -184,6 +191,9 @@ class Bundle:
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and check its description; the weights are read later, by :meth:`Bundle.tensors`.
+
+    Args:
+        path: of a ``.safetensors`` file on this machine.
 
     Raises:
         BundleError: missing, a pickle, not safetensors, damaged, without a description, or of another version.
@@ -227,6 +237,12 @@ def write_bundle(
 ) -> None:
     """Write a bundle beside ``path`` and rename it: the final name never holds half a file.
 
+    Args:
+        path: the file to be.
+        description: what it says of itself.
+        tensors: the weights by name, arrays of any shape.
+        overwrite: replace a file that exists.
+
     Raises:
         OutputError: ``path`` exists and ``overwrite`` is False, or cannot be written.
     """
@@ -247,7 +263,7 @@ def write_bundle(
 
 
 def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of the file at ``path``, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

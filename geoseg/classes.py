@@ -19,9 +19,13 @@ _COLOR = re.compile(r"#[0-9a-f]{6}")
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class: its value in label rasters (0 to 254), its name, and its colour as ``#rrggbb``.
+    """One class.
 
-    A *background* class is labelled in rasters but not written as polygons unless asked for.
+    Attributes:
+        id: its value in label rasters, 0 to 254.
+        name: what it is called.
+        color: ``#rrggbb``.
+        background: whether it is labelled in rasters but not written as polygons unless asked for.
     """
 
     id: int
@@ -50,9 +54,11 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class Classes(Sequence[LabelClass]):
-    """The classes of one model or label raster, in the order of a network's output channels.
+    """The classes of one model or label raster.
 
-    ``nodata`` is the label value of pixels without an answer.
+    Attributes:
+        items: the classes, in the order of a network's output channels.
+        nodata: label value of pixels without an answer.
     """
 
     items: tuple[LabelClass, ...]
@@ -143,7 +149,7 @@ class Classes(Sequence[LabelClass]):
 
     @classmethod
     def from_dicts(cls, records: Iterable[dict[str, Any]]) -> Classes:
-        """Return the classes that :meth:`as_dicts` described.
+        """Return the classes of ``records``, as :meth:`as_dicts` gives them.
 
         Raises:
             LabelsError: a record lacks an id or a name, or a value is refused.
@@ -163,7 +169,7 @@ class Classes(Sequence[LabelClass]):
 
     @classmethod
     def parse(cls, text: str) -> Classes:
-        """Read ``name[:#rrggbb],name…``; ids count from 0, a class called *background* is one.
+        """Read a ``text`` such as ``name[:#rrggbb],name…``; ids count from 0, a class called *background* is one.
 
         >>> [c.id for c in Classes.parse("background,road:#ff0000")]
         [0, 1]

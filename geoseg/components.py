@@ -6,8 +6,9 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from geoseg.compiling import compiled
 
 
 def components(mask: NDArray[np.bool_], *, corners: bool) -> tuple[NDArray[np.int32], int]:
@@ -71,7 +72,7 @@ def extents(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     return boxes
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find(parent: Any, node: int) -> int:
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -79,7 +80,7 @@ def _find(parent: Any, node: int) -> int:
     return node
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _numbered(mask: Any, earlier: Any) -> Any:
     """Return the numbers of a flat mask that has a frame of one pixel, and how many there are."""
     labels = np.zeros(mask.size, np.int32)
@@ -118,7 +119,7 @@ def _numbered(mask: Any, earlier: Any) -> Any:
     return labels, final
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _extents(labels: Any, count: int) -> Any:
     boxes = np.zeros((count, 4), np.int64)
     for row in range(labels.shape[0]):

@@ -53,7 +53,10 @@ def one_line(cause: BaseException, limit: int = 200) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return a sentence for a name that is not among ``known``, with the closest matches or the whole list."""
+    """Return a sentence for a ``name`` that is not among ``known``, with the closest matches or the whole list.
+
+    ``kind`` says of what it is to be the name: ``network``, ``loss``.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}."

@@ -6,6 +6,7 @@ Everything here is pixel arithmetic on half-open rectangles; nothing reads a fil
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoseg.errors import ConfigError
+
+# Side in pixels below which tiles are not made smaller to fit a scene: deep networks need some.
+_LEAST_TILE = 256
 
 
 @dataclass(frozen=True, order=True)
@@ -49,7 +53,7 @@ class Window:
         return self.height <= 0 or self.width <= 0
 
     def intersect(self, other: Window) -> Window:
-        """Return the common part; it is empty (height or width 0) where there is none."""
+        """Return what it has in common with ``other``; it is empty (height or width 0) where there is nothing."""
         row, col = max(self.row, other.row), max(self.col, other.col)
         height = max(0, min(self.row_stop, other.row_stop) - row)
         width = max(0, min(self.col_stop, other.col_stop) - col)
@@ -139,6 +143,22 @@ class TileGrid:
                 f"use --tile {2 * self.halo + max(64, 2 * self.halo)} or more, or a smaller --halo."
             )
 
+    def fitted(self, shape: tuple[int, int], stride: int) -> TileGrid:
+        """Return the lattice, of tiles no larger than these, that covers a scene of ``shape`` with the fewest pixels.
+
+        Of the last tiles of a row little more than their halo may lie on the scene; somewhat smaller ones then come out
+        even.  Sides shrink by multiples of ``stride``, to no less than 256 pixels; of equal lattices the largest wins.
+
+        >>> TileGrid(1024, 64).fitted((4096, 4096), 32)
+        TileGrid(tile=960, halo=64)
+        """
+        sides = range(self.tile, max(min(self.tile, _LEAST_TILE), 2 * self.halo + stride) - 1, -stride)
+        return min((TileGrid(side, self.halo) for side in sides), key=lambda grid: grid._pixels(shape), default=self)
+
+    def _pixels(self, shape: tuple[int, int]) -> int:
+        """Return how many pixels the tiles that cover a scene have together."""
+        return math.prod(-(-length // self.core) * self.tile for length in shape)
+
     @property
     def side(self) -> int:
         """Side of a whole tile in pixels."""
@@ -160,7 +180,10 @@ class TileGrid:
         return self.halo
 
     def weights(self, position: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the weight of each row and each column of a tile where tiles are blended."""
+        """Return the weights of the rows and of the columns of the tile at ``position`` where tiles are blended.
+
+        Both are (T,) float32, 0 to 1, of T pixels a side (:func:`blend_weights`), and the same for all tiles.
+        """
         along = blend_weights(self.tile, self.halo)
         return along, along
 
@@ -219,8 +242,8 @@ class ViewGrid:
 def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.intp] | None, NDArray[np.intp] | None]:
     """Return where a raster of ``shape``, mirrored at its edges, must be read to fill ``window``.
 
-    Beside the part of the raster come the rows and the columns of that part to take, in order; None twice where the
-    part is the window itself.
+    Beside the part of the raster come the rows of that part to take, in order, one-dimensional of shape (H,), and its
+    columns, (W,), for a window of H × W pixels; None twice where the part is the window itself.
     """
     rows = reflected(window.row, window.row_stop, shape[0])
     cols = reflected(window.col, window.col_stop, shape[1])
@@ -232,8 +255,9 @@ def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.i
 def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:
     """Return which of ``size`` coarse pixels from ``start`` on have their centre on an axis of ``length`` pixels.
 
-    Where none has, although they reach it, it is the nearest.  As first, stop, and for each of the coarse pixels the
-    one of those that stands for it, counted from the first.
+    A coarse pixel has ``step`` pixels of the axis.  Where none has its centre there, although they reach it, it is the
+    nearest.  As first, stop, and for each of the coarse pixels, (``size``,) of shape (N,), the one of those that
+    stands for it, counted from the first.
     """
     centre = start + (np.arange(size) + 0.5) * step
     inside = np.flatnonzero((centre >= 0) & (centre < length))
@@ -251,8 +275,9 @@ def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, i
 def coarse_stretches(start: float, step: float, count: int, length: int) -> list[tuple[float, float, int]]:
     """Return the stretches of an axis of ``length`` pixels to be read for ``count`` coarse pixels from ``start`` on.
 
-    Coarse pixels that an end of the axis cuts are read by themselves, from what of them lies inside, so that the others
-    keep their places.  Each stretch is its start, its stop, and the number of coarse pixels.
+    A coarse pixel has ``step`` pixels of the axis.  Those that an end of the axis cuts are read by themselves, from
+    what of them lies inside, so that the others keep their places.  Each stretch is its start, its stop, and the number
+    of coarse pixels.
 
     >>> coarse_stretches(-1, 4, 3, 10)
     [(0.0, 3.0, 1), (3.0, 7.0, 1), (7.0, 10.0, 1)]
@@ -272,7 +297,7 @@ def coarse_stretches(start: float, step: float, count: int, length: int) -> list
 
 
 def reflected(start: int, stop: int, size: int) -> NDArray[np.intp]:
-    """Return the pixel of an axis of ``size`` pixels that stands at each place from ``start`` to ``stop``.
+    """Return the pixel of an axis of ``size`` pixels that stands at each place from ``start`` to ``stop``: (N,).
 
     Places outside the axis are mirrored about its first and last pixel, which are not repeated
     (``numpy.pad(mode="reflect")``), as often as needed.
@@ -287,7 +312,7 @@ def reflected(start: int, stop: int, size: int) -> NDArray[np.intp]:
 
 
 def blend_weights(tile: int, halo: int) -> NDArray[np.float32]:
-    """Return the weight, along one axis, of each of a tile's pixels: shape ``(tile,)``, float32, 0 to 1.
+    """Return the weight, along one axis, of each of a tile's pixels: (N,) for ``tile`` of N, float32, 0 to 1.
 
     Neighbouring tiles share ``2 * halo`` pixels.  There the weights follow one flank of a Hann window each, and the
     two add up to 1; elsewhere the weight is 1.

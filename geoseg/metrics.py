@@ -128,7 +128,7 @@ class Confusion:
         }
 
     def of_class(self, index: int) -> dict[str, Any]:
-        """Return the scores of one class as a plain record."""
+        """Return the scores of class ``index`` as a plain record."""
         return {
             "reference_pixels": int(self.in_reference[index]),
             "prediction_pixels": int(self.in_prediction[index]),
@@ -230,7 +230,7 @@ class ObjectCounts:
         return ObjectCounts(*(np.array([n.sum()]) for n in (self.found, self.wrong, self.missed)))
 
     def of_class(self, index: int) -> dict[str, Any]:
-        """Return the counts and scores of one class as a plain record."""
+        """Return the counts and scores of class ``index`` as a plain record."""
         return {
             **{name: int(getattr(self, name)[index]) for name in ("found", "wrong", "missed")},
             **{name: float(getattr(self, name)[index]) for name in ("precision", "recall", "f1")},
@@ -255,7 +255,13 @@ class Calibration:
 
     @classmethod
     def of(cls, confidence: NDArray[Any], right: NDArray[np.bool_], bins: int) -> Calibration:
-        """Count pixels, given their confidences (N,) from 0 to 1 and whether they are right (N,)."""
+        """Count pixels.
+
+        Args:
+            confidence: (N,) from 0 to 1.
+            right: (N,) whether they are.
+            bins: B.
+        """
         exact = confidence.astype(np.float64)
         place = np.minimum((exact * bins).astype(np.int64), bins - 1)
         units = np.rint(exact * _CONFIDENCE_UNIT).astype(np.int64)

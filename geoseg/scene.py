@@ -198,7 +198,11 @@ class Scene(OpenPerThread):
         return all(mine is None or repr(mine) == repr(its) for mine, its in zip(self.nodata, own, strict=True))
 
     def hide_nodata(self, data: NDArray[Any], mask: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return the pixels with 0 where nothing is known, and where something is.
+        """Return pixels (C, H, W) with 0 where nothing is known, and where something is (H, W).
+
+        Args:
+            data: (C, H, W) as the file has it.
+            mask: (H, W), 0 where the file says that there is nothing; None where it does not say.
 
         A pixel holds data unless *every* band says nodata (a black band in water is a measurement); a band that is
         not a finite number spoils the pixel, because no network can take it.
@@ -235,7 +239,7 @@ class Scene(OpenPerThread):
         return dataset
 
     def on_grid(self, geobox: GeoBox) -> Scene:
-        """Return the same source seen through another grid, read lazily, from an overview where that is coarser.
+        """Return the same source seen through the grid ``geobox``, read lazily, from an overview where that is coarser.
 
         Raises:
             SceneError: the grid has no CRS or is nowhere near the scene.

@@ -29,6 +29,8 @@ settings.register_profile(
 settings.load_profile("geoseg")
 
 DATA = Path(__file__).parent / "data"
+# That of the distribution, which QGIS's packages belong to.
+SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 def pytest_report_header() -> list[str]:
@@ -174,6 +176,20 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 def plain(make_bundle: Callable[..., Path]) -> Path:
     """A small convolutional network whose receptive field fits its halo exactly: RGB, five classes."""
     return make_bundle("plainconv", tile=128)
+
+
+@pytest.fixture(scope="session")
+def qgis_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a script in the Python that QGIS belongs to, without a screen."""
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
+
+    def run(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+        command = [SYSTEM_PYTHON, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **more)
+
+    if run("-c", "import qgis.core").returncode:
+        pytest.skip(f"{SYSTEM_PYTHON} has no QGIS: install python3-qgis and qgis-providers")
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,10 @@ def vector_legend(renderer):
 
 def raster_legend(renderer):
     kind = renderer.type()
+    if kind == "multibandcolor":
+        return [renderer.redBand(), renderer.greenBand(), renderer.blueBand()], []
+    if kind == "singlebandgray":
+        return renderer.grayBand(), []
     if kind == "paletted":
         items = renderer.classes()
     elif kind == "singlebandpseudocolor":
@@ -255,11 +259,36 @@ def open_files(core, args, report):
         add(layer, layer.loadDefaultStyle()[1] if layer.isValid() else False)
     for src in args.project:
         if src.lower().endswith(".qlr"):
-            for layer in core.QgsLayerDefinition.loadLayerDefinitionLayers(src):
-                add(layer, True)
+            layers += open_definition(core, src, report)
         else:
             layers += open_project(core, src, report)
     return layers
+
+
+def open_definition(core, src, report):
+    """Open a layer definition as a user does, describe its layers in ``report``, and return the valid ones."""
+    root = core.QgsProject.instance().layerTreeRoot()
+    group = root.addGroup(src)
+    done, message = core.QgsLayerDefinition.loadLayerDefinition(src, core.QgsProject.instance(), group)
+    if not done:
+        report["layers"].append({"source": src, "valid": False, "error": message})
+        return []
+    report["tree"] = tree(core, group)
+    found = [node.layer() for node in group.findLayers()]
+    report["layers"] += [describe(layer, core, True) for layer in found]
+    return [layer for layer in found if layer.isValid()]
+
+
+def tree(core, group):
+    """Return what the layer tree shows below a group: names, whether they are switched on, and what is below them."""
+    return [
+        {
+            "name": node.name(),
+            "shown": node.itemVisibilityChecked(),
+            **({} if core.QgsLayerTree.isLayer(node) else {"below": tree(core, node)}),
+        }
+        for node in group.children()
+    ]
 
 
 def open_project(core, src, report):

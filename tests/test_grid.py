@@ -81,6 +81,31 @@ def test_tiles_begin_on_the_lattice_of_the_stride_whatever_the_chunks(
             assert tile.shape == (tiles.tile, tiles.tile)
 
 
+@given(
+    st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([1, 8, 32]), st.integers(0, 6), st.integers(417, 2048)
+)
+def test_tiles_that_fit_a_scene_compute_no_more_of_it(
+    height: int, width: int, stride: int, halo: int, tile: int
+) -> None:
+    given = TileGrid(-(-tile // stride) * stride, halo * stride)
+    found = given.fitted((height, width), stride)
+    pixels, before = (
+        grid.tile**2 * len(grid.covering(Window(0, 0, height, width))) / (height * width) for grid in (found, given)
+    )
+    assert found.halo == given.halo
+    assert 256 <= found.tile <= given.tile
+    assert found.tile % stride == 0
+    assert pixels <= before
+    if max(height, width) <= given.core:
+        assert len(found.covering(Window(0, 0, height, width))) == 1 or pixels < before
+
+
+def test_small_scenes_get_small_tiles() -> None:
+    assert TileGrid(2048, 64).fitted((512, 500), 32) == TileGrid(640, 64)
+    assert TileGrid(1024, 64).fitted((4096, 4096), 32) == TileGrid(960, 64)
+    assert TileGrid(128, 32).fitted((50, 50), 32) == TileGrid(128, 32)
+
+
 def test_a_tile_without_a_core_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match="--tile 256"):
         TileGrid(128, 64)

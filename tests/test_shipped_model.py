@@ -111,3 +111,24 @@ def test_darkness_and_a_cast_of_colour_change_little(tmp_path: Path, sample: Pat
         with rasterio.open(tmp_path / f"{name}_labels.tif") as file:
             found.append(file.read(1) == 1)
     assert (found[0] & found[1]).sum() / (found[0] | found[1]).sum() > 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("town", ["banepa", "kampala"])
+def test_labels_are_those_of_one_pass_over_the_scene(tmp_path: Path, data: Path, town: str) -> None:
+    """Tiles as a run takes them, against one tile that holds the whole scene and more context than they have."""
+    scene = data / town / f"{town}_dev_rgb.tif"
+    about = read_bundle(resolve_bundle("buildings")).description
+    assert about.resolution is not None
+    wide = about.halo + 96
+    longest = max(geoseg.open(scene).at_resolution(about.resolution).shape)
+    whole = {"halo": wide, "tile": -(-longest // about.stride) * about.stride + 2 * wide}
+    labels = []
+    for name, cut in (("tiles.tif", {}), ("whole.tif", whole)):
+        geoseg.predict(scene, tmp_path / name, "buildings", chunk=8192, **cut)
+        with rasterio.open(tmp_path / name) as file:
+            labels.append(file.read(1))
+    differ = float((labels[0] != labels[1]).mean())
+    assert 0 < differ <= 5e-4
+    assert about.tiling is not None
+    assert differ <= about.tiling.disagreement * 1.05

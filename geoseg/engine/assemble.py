@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from geoseg.engine.mosaic import write_mosaic
@@ -15,13 +16,18 @@ from geoseg.engine.store import ChunkStore
 from geoseg.engine.vectorize import Written, write_polygons
 from geoseg.engine.work_places import own_workdir, workdir_of
 from geoseg.errors import ConfigError, OutputError
+from geoseg.fetching import without_secrets
 from geoseg.geodesy import projection
 from geoseg.places import Place, S3Place, place_of
 from geoseg.scene import Scene
+from geoseg.source import gdal_environment, open_raster
+from geoseg.warp import native_grid
 
 if TYPE_CHECKING:
+    from pyproj import CRS
+
     from geoseg.engine.predict import Options
-    from geoseg.outputs.qgis import Kind
+    from geoseg.outputs.qgis import Colors, Kind, Layer
 
 _RASTERS = {".tif", ".tiff"}
 
@@ -114,7 +120,7 @@ def assemble(
 ) -> tuple[tuple[str, ...], Written | None]:
     """Write the outputs from the finished chunks; returns their paths, and what was written of polygons, if any.
 
-    Several outputs get a ``.qlr`` beside them, which opens all of them in QGIS.
+    Several outputs get a ``.qlr`` beside them, which opens all of them in QGIS, over the scene.
 
     Memory is bounded by the chunk.  Files appear under their names only when they are complete.
 
@@ -122,7 +128,7 @@ def assemble(
         OutputError: an output cannot be written.
     """
     from geoseg.outputs.cog import write_confidence_cog, write_label_cog, write_uncertainty_cog
-    from geoseg.outputs.qgis import Layer, write_layer_definition
+    from geoseg.outputs.qgis import write_layer_definition
 
     layers: list[tuple[str, float]] = [("Byte", plan.classes.nodata), ("UInt16", CONFIDENCE_NODATA)]
     mosaic = write_mosaic(store, plan.source.geobox, "mosaic.vrt", layers)
@@ -156,10 +162,63 @@ def assemble(
     files = outputs.files
     if len(outputs.kinds()) > 1:
         definition = outputs.kinds()[0][0].with_suffix(".qlr")
-        crs = projection(plan.source.geobox)
-        write_layer_definition(definition, [Layer(path, kind, crs, plan.classes) for path, kind in outputs.kinds()])
+        write_layer_definition(definition, _layers(plan, outputs))
         files += (str(definition),)
     return files, written
+
+
+def _layers(plan: Plan, outputs: Outputs) -> list[Layer]:
+    """Return what the ``.qlr`` is to bring: the outputs, only the first of which is switched on, and the scene.
+
+    The scene is left out where its address may hold a secret, and where the outputs are in object storage and it is
+    not: others than this machine would not find it.
+    """
+    from geoseg.outputs.qgis import Layer
+
+    crs = projection(plan.source.geobox)
+    known = outputs.kinds()
+    layers = [Layer(path, kind, crs, plan.classes, shown=path is known[0][0]) for path, kind in known]
+    place = _scene_place(plan.source.path)
+    here = isinstance(place, Path)
+    if place is None or (here and isinstance(known[0][0], S3Place)):
+        return layers
+    title = f"{Path(plan.source.path).stem} image"
+    return [*layers, Layer(place, "image", _own_crs(plan.source), title=title, colors=_colors(plan))]
+
+
+def _own_crs(scene: Scene) -> CRS:
+    """Return the CRS of the scene's file, which need not be that of the grid it is seen through."""
+    if scene.warp is None:
+        return projection(scene.geobox)
+    with gdal_environment(scene.path), open_raster(scene.path, elsewhere=scene.elsewhere) as dataset:
+        return projection(native_grid(scene.path, dataset)[0])
+
+
+def _scene_place(path: str) -> Place | str | None:
+    """Return where the scene is; None where that is not to be told."""
+    if os.path.exists(path):
+        return Path(path)
+    if path.lower().startswith("s3://"):
+        return place_of(path)
+    if without_secrets(path) != path or "?" in path or "@" in path:
+        return None
+    return f"/vsicurl/{path}" if path.lower().startswith(("http://", "https://")) else path
+
+
+def _colors(plan: Plan) -> Colors:
+    """Return how the scene is shown: by its red, green and blue where it names them, else by its first bands."""
+    from geoseg.outputs.qgis import Colors
+
+    scene = plan.source
+    names = [name.lower() for name in scene.band_names]
+    wanted = [names.index(name) for name in ("red", "green", "blue") if name in names]
+    if len(wanted) < 3:
+        wanted = [0, 1, 2] if len(set(scene.bands[:3])) == 3 else [0]
+    limits: tuple[tuple[float, float], ...] = ()
+    if scene.dtype != "uint8":
+        figures = plan.model_scene.statistics()
+        limits = tuple((figures.p2[i], figures.p98[i]) for i in wanted)
+    return Colors(tuple(scene.bands[i] for i in wanted), limits, scene.alpha)
 
 
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:

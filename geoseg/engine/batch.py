@@ -66,6 +66,25 @@ class BatchReport:
         """Return the scenes of some statuses."""
         return tuple(scene for scene in self.scenes if scene["status"] in statuses)
 
+    @property
+    def areas_m2(self) -> dict[str, float]:
+        """Ground area of each class in square metres, by name, over all scenes that have outputs."""
+        areas: dict[str, float] = {}
+        for scene in self.scenes:
+            for name, area in (scene.get("areas_m2") or {}).items():
+                areas[name] = areas.get(name, 0.0) + area
+        return areas
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a plain record: the folder, what became of each scene, and areas; times in seconds."""
+        names = ("name", "source", "status", "outputs", "polygons", "pixels", "areas_m2", "error")
+        return {
+            "folder": self.folder,
+            "scenes": [{name: scene.get(name) for name in names} for scene in self.scenes],
+            "areas_m2": self.areas_m2,
+            "batch_s": round(self.seconds, 3),
+        }
+
 
 def batch(
     scenes: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

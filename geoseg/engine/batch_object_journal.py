@@ -19,7 +19,10 @@ _FETCHERS = 16
 
 
 class ObjectJournal:
-    """The records of a batch, ``.geoseg/scenes/<name>.json`` below an ``s3://`` address; see :class:`Journal`."""
+    """The records of a batch, ``.geoseg/scenes/<name>.json`` below an ``s3://`` address.
+
+    It has the methods of :class:`geoseg.engine.batch_journal.Journal`.
+    """
 
     def __init__(self, folder: S3Place, *, shared: bool) -> None:
         self.folder: Place = folder

@@ -129,7 +129,7 @@ def _led(table: Table, other: Table) -> Table:
     things = [entry for entry in other.entries if not _is_background(entry)]
     if len(things) != 1:
         raise LabelsError(
-            f"{table.path} does not tell the class of its polygons: name the attribute with --attribute, "
+            f"{table.path} does not tell the class of its polygons: name the attribute with --class-field, "
             "or give one class for all with --class."
         )
     return replace(table, entries=(replace(things[0], key=None),))

@@ -116,6 +116,7 @@ class Runner:
         self.dtype = dtype
         self.batch = batch
         self.one_by_one = device.type == "cpu"
+        self._values = np.array(classes.ids, np.uint16)
         self._ids = torch.tensor(classes.ids, dtype=torch.int32, device=device)
         segmenter.place(device)
         if engine != "torch":
@@ -141,8 +142,7 @@ class Runner:
             if probabilities:
                 made = Scores(tiles.windows, probabilities=_host(torch.softmax(scores, 1)))
             else:
-                labels, confidence = self._decide(scores)
-                made = Scores(tiles.windows, labels=_host(labels), confidence=_host(confidence))
+                made = Scores(tiles.windows, *self._decide(scores))
                 if further is not None:
                     further = torch.cat([_entropy(scores), further], 1)
             yield made if further is None else replace(made, layers=_host(further))
@@ -170,8 +170,12 @@ class Runner:
             tiles = tiles.to(self.device).filled(self.batch)
             return [value[:count].float() for value in segment(tiles)]
 
-    def _decide(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return label values and confidence (N, H, W), int16-safe integers, still on the device."""
+    def _decide(self, scores: torch.Tensor) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """Return label values and confidence (N, H, W), on the host."""
+        if scores.device.type == "cpu":
+            from geoseg.engine.deciding import decide  # takes a while to import
+
+            return decide(scores.numpy(), self._values)
         with torch.inference_mode():
             best, channel = scores.max(1)
             # Summed class by class: the order of a library's own sum depends on the shape of the batch.
@@ -179,7 +183,7 @@ class Runner:
             for one in scores.unbind(1):
                 total += (one - best).exp_()
             confidence = total.reciprocal_().mul_(CONFIDENCE_SCALE).round_().to(torch.int16)
-            return self._ids[channel].to(torch.int16), confidence
+            return _host(self._ids[channel].to(torch.int16)), _host(confidence)
 
 
 def _entropy(scores: torch.Tensor) -> torch.Tensor:

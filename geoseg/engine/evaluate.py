@@ -59,7 +59,7 @@ def evaluate(
     reference: str | os.PathLike[str],
     *,
     classes: Classes | None = None,
-    attribute: str | None = None,
+    class_field: str | None = None,
     one_class: str | None = None,
     ignore: Sequence[str] = (),
     outside: Literal["background", "ignore"] = "background",
@@ -93,7 +93,7 @@ def evaluate(
         prediction: what is judged.
         reference: what is taken for true.
         classes: what the numbers or names of both mean; by default what the files tell.
-        attribute: attribute of polygons that tells their class; else ``class_id`` with ``class_name``, or ``class``.
+        class_field: attribute of polygons that tells their class; else ``class_id`` with ``class_name``, or ``class``.
         one_class: class of all polygons of a vector reference, and of a vector prediction that tells none.
         ignore: reference classes (names or numbers) that are left out.
         outside: what pixels in no polygon of a vector file are.
@@ -123,9 +123,9 @@ def evaluate(
     outputs = [Path(path) for path in (json_file, html_file, errors_file, structure_file) if path is not None]
     for path in outputs:
         check_place(path, overwrite)
-    _refuse_options(erode, chunk, attribute, (prediction, reference), len({*outputs}) < len(outputs))
+    _refuse_options(erode, chunk, class_field, (prediction, reference), len({*outputs}) < len(outputs))
     sides, place = _open_sides(
-        os.fspath(prediction), os.fspath(reference), classes, attribute, one_class, outside, grid, resolution
+        os.fspath(prediction), os.fspath(reference), classes, class_field, one_class, outside, grid, resolution
     )
     matched = match(sides[0].table, sides[1].table, classes=classes, ignore=ignore)
     distance_yx = _distance_px(boundary, place)
@@ -184,7 +184,7 @@ def _refuse_options(
     if chunk < 1:
         raise ConfigError(f"--chunk {chunk} is refused: give a block of at least 1 pixel.")
     if attribute is not None and not any(is_vector(path) for path in files):
-        raise ConfigError(f"--attribute {attribute} is of no use: neither file is a vector file.")
+        raise ConfigError(f"--class-field {attribute} is of no use: neither file is a vector file.")
 
 
 def _open_sides(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geoseg.engine.assemble import Outputs, assemble
 from geoseg.engine.class_areas import class_areas
@@ -18,6 +19,7 @@ from geoseg.engine.plan import Plan
 from geoseg.engine.run import Progress, Tally, run_chunks
 from geoseg.engine.store import Store, store_at
 from geoseg.errors import ConfigError, RunError, SceneError
+from geoseg.grid import TileGrid
 from geoseg.places import is_storage
 
 if TYPE_CHECKING:
@@ -25,15 +27,27 @@ if TYPE_CHECKING:
     from geoseg.engine.saliency import TwoPasses
     from geoseg.segmenters.interface import Segmenter
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Report:
-    """What a run made: the files, and how many polygons, chunks (computed and found done) and tiles.
+    """What a run made.
 
-    ``pixels`` were computed in ``busy_s`` seconds of workers, ``seconds`` of which passed on the clock; their tiles
-    held ``amplification`` times as many, for they overlap and reach over the scene's edges, and those without data are
-    left out (None for a method that does not compute tiles).  ``holes`` are the chunks that failed and are left without
-    data, by number, with the cause.  ``areas_m2`` are those of the classes, of a scene among others.
+    Attributes:
+        files: their names, as the command line prints them.
+        polygons: how many were written; None where none were to be.
+        chunks: how many the scene has.
+        resumed: how many of them were found done.
+        tiles: how many were computed.
+        seconds: that passed on the clock.
+        notes: what a user should know.
+        holes: the chunks that failed and are left without data, by number, with the cause.
+        pixels: how many were computed.
+        busy_s: seconds of workers that they took.
+        amplification: how many times as many pixels their tiles held, for they overlap and reach over the scene's
+            edges, and those without data are left out; None for a method that does not compute tiles.
+        areas_m2: m² of each class, by its name, as the labels have it before polygons are merged, smoothed or left out.
     """
 
     files: tuple[str, ...]
@@ -48,6 +62,21 @@ class Report:
     busy_s: float = 0.0
     amplification: float | None = None
     areas_m2: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what scripts may want to know, as a plain record of stable names; files and notes are left out."""
+        return {
+            "polygons": self.polygons,
+            "areas_m2": {name: round(area, 3) for name, area in self.areas_m2.items()},
+            "chunks": self.chunks,
+            "chunks_resumed": self.resumed,
+            "holes": [{"chunk": number, "error": cause} for number, cause in self.holes],
+            "tiles": self.tiles,
+            "pixels": self.pixels,
+            "amplification": self.amplification,
+            "computing_s": round(self.seconds, 3),
+            "pixels_per_s": round(self.pixels / self.seconds, 1) if self.seconds else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -112,6 +141,7 @@ def execute(
         OutputError: an output cannot be written.
         SceneError: no pixel of the scene got a label.
     """
+    logger.info("%s", _told(plan))
     store = store_at(plan.store, plan.chunks)
     with store.opened(plan.fingerprint(), fresh=options.fresh) as done:
         with connected(options) if among is None else contextlib.nullcontext(among.crew) as crew:
@@ -131,7 +161,7 @@ def execute(
                 notes = (*notes, *passes.notes)
                 if outputs.candidates is not None:
                     passes.write_candidates(outputs.candidates)
-            areas = class_areas(plan, chunks) if among is not None else {}
+            areas = class_areas(plan, chunks)
         if options.workdir is None and not tally.failures:
             store.remove()
     polygons, told = (None, ()) if written is None else (written.polygons, written.notes)
@@ -148,6 +178,17 @@ def execute(
         tally.busy_s,
         _amplification(plan, tally) if passes is None else None,
         areas,
+    )
+
+
+def _told(plan: Plan) -> str:
+    """Return in a line how a plan is carried out."""
+    height, width = plan.source.shape
+    tiles = plan.tiles
+    halo = f" with a halo of {tiles.halo}" if isinstance(tiles, TileGrid) else ""
+    return (
+        f"{plan.source.path}: {width} × {height} pixels in {len(plan.chunks)} chunks, tiles of {tiles.side} pixels"
+        f"{halo}, {plan.blend}, by {plan.engine} on {plan.device} in {plan.precision}; chunks are kept in {plan.store}."
     )
 
 

@@ -281,7 +281,7 @@ def _told_by(path: str, attribute: str, values: list[Any]) -> tuple[tuple[Entry,
     if len(found) > MAX_CLASSES:
         raise LabelsError(
             f"the attribute {attribute!r} of {path} has more than {MAX_CLASSES} values: it does not look like a class; "
-            "name another with --attribute."
+            "name another with --class-field."
         )
     if texts:
         return tuple(Entry(key, name=str(key)) for key in found), keys
@@ -290,7 +290,7 @@ def _told_by(path: str, attribute: str, values: list[Any]) -> tuple[tuple[Entry,
     if strange is not None:
         raise LabelsError(
             f"the attribute {attribute!r} of {path} has the value {strange}: classes are names, or whole numbers "
-            f"from 0 to {MAX_CLASSES - 1}; name another attribute with --attribute."
+            f"from 0 to {MAX_CLASSES - 1}; name another attribute with --class-field."
         )
     return tuple(Entry(key, id=key) for key in sorted(numbers)), keys
 

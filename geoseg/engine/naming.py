@@ -79,7 +79,7 @@ def _name_labels(source: str, items: tuple[LabelClass, ...], out: Path) -> Class
         if classes is None:
             raise LabelsError(
                 f"{source} does not say what its values mean: only label rasters of geoseg are named, and of others "
-                "`geoseg vectorize --value-names` makes named polygons."
+                "`geoseg vectorize --names` makes named polygons."
             )
         renamed, places = classes.renamed(items)
         table = np.full(max(256, max(classes.ids) + 1, classes.nodata + 1), renamed.nodata, np.uint8)

@@ -55,11 +55,12 @@ class Options:
         refine_by: what a refiner takes in at a first look: the whole ``tile``, or each connected ``object`` of a class
             with its surroundings, those of less than 1024 pixels left as they are.
         batch: tiles per forward pass; 0 chooses by device.
-        min_area, small, fill_holes, simplify, smooth, connectivity, regularize, regularize_class, drop,
-            keep_background: see :class:`geoseg.engine.selection.Selection`.
+        min_area, fill_holes: m²; see :class:`geoseg.engine.selection.Selection`.
+        simplify: metres on the ground; see there.
+        small, smooth, connectivity, regularize, regularize_class, drop, keep_background: see there.
         device, precision: see :mod:`geoseg.engine.device`.
-        engine: what computes the scores of networks: ``torch``, on a CPU ``openvino``, or ``auto``, which takes what is
-            faster on a tile of the scene.
+        engine: what computes the scores of networks: ``torch``, on a CPU ``openvino`` or ``onnxruntime``, or ``auto``,
+            which takes what is faster on a tile of the scene.
         workers: local worker processes; 0 runs in this process.
         scheduler: address or scheduler file of a running cluster, in place of workers.
         resource: what each chunk takes of a worker of that cluster, as ``NAME=AMOUNT``.
@@ -183,7 +184,7 @@ def make_plan(
     aoi = read_aoi(options.aoi, own) if options.aoi else None
     model_scene, notes = at_model_resolution(own, spec, options)
     source = own if options.output_grid == "scene" else model_scene
-    tiles = segmenter.lattice(model_scene.shape) or _tiles(spec, options)
+    tiles = segmenter.lattice(model_scene.shape) or _tiles(spec, options, model_scene.shape)
     if spec.view is not None and isinstance(tiles, TileGrid):
         ViewGrid(tiles, spec.view.extent)  # refuses tiles that do not fit
     if not isinstance(tiles, TileGrid) and not (options.tile is None and options.halo is None):
@@ -314,7 +315,8 @@ def at_model_resolution(scene: Scene, spec: Spec, options: Options) -> tuple[Sce
     return at, [f"the scene ({own:.3g} m per pixel) is read at {wanted:.3g} m{why}; {grid}."]
 
 
-def _tiles(spec: Spec, options: Options) -> TileGrid:
+def _tiles(spec: Spec, options: Options, shape: tuple[int, int]) -> TileGrid:
+    """Return the tiles of a scene of ``shape``: as asked for, else what fits it best up to the model's own size."""
     tile = options.tile if options.tile is not None else spec.tile
     halo = options.halo if options.halo is not None else spec.halo
     for name, value in (("--tile", tile), ("--halo", halo)):
@@ -325,7 +327,9 @@ def _tiles(spec: Spec, options: Options) -> TileGrid:
             )
     if spec.fixed_tile and options.tile is not None and tile != spec.tile:
         raise ConfigError(f"this model works at its own tile size of {spec.tile} pixels only: leave --tile out.")
-    return TileGrid(tile, halo)
+    tiles = TileGrid(tile, halo)
+    # What is seen round a tile is cut by the model's own tiles.
+    return tiles if options.tile is not None or spec.fixed_tile or spec.view else tiles.fitted(shape, spec.stride)
 
 
 def _chunks(

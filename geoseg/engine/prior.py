@@ -119,7 +119,7 @@ class PriorFile:
         side = _side(name, grid, scene, None, self.attribute, self.one_class)
         if not side.table.entries and classes is None:
             raise LabelsError(
-                f"{name} does not tell the class of its polygons: name the attribute with --attribute, or give one "
+                f"{name} does not tell the class of its polygons: name the attribute with --class-field, or give one "
                 "class for all with --class."
             )
         return Prior(name, grid, _matched(side.table, classes).classes, scene, self.attribute, self.one_class)

@@ -25,7 +25,7 @@ def refine(
     out: str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,
-    attribute: str | None = None,
+    class_field: str | None = None,
     one_class: str | None = None,
     options: Options | None = None,
     progress: Progress | None = None,
@@ -38,7 +38,7 @@ def refine(
         rough: the labels, a raster or vector file, in any CRS and on any grid; pixels in no polygon are background.
         out: see :func:`geoseg.predict`.
         model: path, URL or name of the bundle of a refiner.
-        attribute: attribute of polygons that tells their class.
+        class_field: attribute of polygons that tells their class.
         one_class: class of all polygons of a file that tells none.
         options: see :class:`geoseg.engine.predict.Options`.
         progress: called with a stage, steps done, and steps in all.
@@ -57,6 +57,6 @@ def refine(
             raise OutputError(f"{name} is what is to be refined: give the output another name.")
     path = os.path.abspath(resolve_bundle(model))
     recipe = Recipe((), options.tta, (path, read_bundle(path).digest), options.refine_by)
-    source = PriorFile(os.fspath(rough), attribute, one_class)
+    source = PriorFile(os.fspath(rough), class_field, one_class)
     plan, notes = make_plan(scene, outputs, recipe, recipe.build(), options, progress, source)
     return execute(plan, outputs, options, notes, progress)

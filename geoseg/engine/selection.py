@@ -65,7 +65,7 @@ class Selection:
         elif not self.keep_background:
             ids |= {item.id for item in classes if item.background}
         if only and not set(classes.ids) - ids:
-            raise ConfigError("--class and --drop name the same classes, so nothing would be written: leave one out.")
+            raise ConfigError("--only and --drop name the same classes, so nothing would be written: leave one out.")
         return frozenset(ids)
 
     def shaping(self, classes: Classes) -> Shaping:

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from geoseg.engine.predict import Options, at_model_resolution, with_bands_of
-from geoseg.errors import ConfigError, SceneError
+from geoseg.errors import ConfigError
 from geoseg.grid import Window
 from geoseg.networks.tiling import BOUND, Comparison, Difference, compare, halos
 from geoseg.scene import Scene, open_scene
-from geoseg.segmenters.interface import Tiles, normalised
 from geoseg.segmenters.loading import load
+from geoseg.segmenters.scene_part import part_as_input
 
 if TYPE_CHECKING:
     from geoseg.segmenters.network import PlainNetwork
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 DEFAULT_CROP = 1024
 # Of a crop, the part that the largest halo may take on each side: what is compared is then a quarter of the side.
 _LARGEST_SHARE = 5
-# Where the middle of a scene is empty, the crop is sought on a lattice of so many places a side.
-_PLACES = 3
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def measure_on_scene(
     own = with_bands_of(own, spec, Options(bands=bands))
     seen, _ = at_model_resolution(own, spec, Options())
     steps, tile = _steps(segmenter, crop)
-    pixels, window = _pixels(segmenter, seen, crop)
+    pixels, window = part_as_input(seen, segmenter.scaling_on(seen), crop // spec.stride * spec.stride)
     comparison = compare(segmenter.module, pixels, spec.stride, steps, tile)
     chosen = comparison.smallest(bound)
     return SceneTiling(own.path, window, min(seen.resolution), comparison, bound, chosen, spec.halo)
@@ -109,31 +105,3 @@ def _steps(segmenter: PlainNetwork, crop: int) -> tuple[list[int], int | None]:
     if spec.halo <= largest:
         steps.add(spec.halo)
     return sorted(steps), spec.tile if spec.fixed_tile else None
-
-
-def _pixels(segmenter: PlainNetwork, scene: Scene, crop: int) -> tuple[torch.Tensor, Window]:
-    """Return a part of the scene as the network's input (1, C, crop, crop), and where it lies.
-
-    Raises:
-        SceneError: there is hardly any valid pixel in the parts that were looked at.
-    """
-    side = crop // segmenter.spec.stride * segmenter.spec.stride
-    best = None
-    for window in _places(scene.shape, side):
-        found = scene.read(window)
-        if best is None or found.valid.sum() > best.valid.sum():
-            best = found
-        if best.valid.all():
-            break
-    assert best is not None
-    if best.valid.mean() < 0.5:
-        raise SceneError(f"{scene.path} has no part of {side} pixels that is half full of data: use a smaller crop.")
-    return normalised(Tiles.of([best]), segmenter.scaling_on(scene)), best.window
-
-
-def _places(shape: tuple[int, int], side: int) -> list[Window]:
-    """Return windows of ``side`` pixels, the middle of the scene first; they may reach beyond a small one."""
-    shares = [i / (_PLACES - 1) for i in range(_PLACES)]
-    shares.sort(key=lambda share: abs(share - 0.5))
-    rows, cols = ([round((size - side) * share) for share in shares] for size in shape)
-    return [Window(row, col, side, side) for row in rows for col in cols]

@@ -118,7 +118,7 @@ def vectorize(
     out: str | os.PathLike[str],
     *,
     classes: Classes | None = None,
-    value_names: str | os.PathLike[str] | None = None,
+    names: str | os.PathLike[str] | None = None,
     band: int = 1,
     confidence: str | os.PathLike[str] | None = None,
     statistics: Sequence[str | Statistic] = (),
@@ -146,15 +146,16 @@ def vectorize(
         out: .geojson, .geojsonl, .gpkg, .fgb or .parquet.
         classes: what the values mean; by default what the raster says of itself (written by geoseg, or a colour table
             with category names), else one class a value.
-        value_names: a CSV or JSON file that says it: see :func:`geoseg.vector.value_names.read_value_names`.
+        names: a CSV or JSON file that says it: see :func:`geoseg.vector.value_names.read_value_names`.
         band: band of the labels, from 1.
         confidence: a raster on the same grid with the probability of each pixel's class.
         statistics: rasters whose mean, least, largest value, standard deviation and number of pixels are written for
             each polygon: ``F.tif``, ``F.tif:BAND`` or ``NAME=F.tif:BAND``; any grid and CRS.
-        min_area: see :class:`geoseg.engine.selection.Selection`, and so for all that follow up to ``keep_background``.
+        min_area: m², regions under it are not kept; see :class:`geoseg.engine.selection.Selection`, and so for all
+            that follow up to ``keep_background``.
         small: there.
-        fill_holes: there.
-        simplify: there.
+        fill_holes: m², there.
+        simplify: metres, there.
         smooth: there.
         connectivity: there.
         regularize: there.
@@ -201,7 +202,7 @@ def vectorize(
     check_output(target, overwrite, crs=raster.crs, placeless=raster.crs is None)
     with gdal_environment(name), tempfile.TemporaryDirectory(prefix="geoseg-") as folder:
         if classes is None:
-            classes = _classes_of(raster, value_names)
+            classes = _classes_of(raster, names)
         shaping = selection.shaping(classes)
         refuse_same_columns(wanted, [column for column, _ in (*_own_columns(), *extra_columns(shaping))])
         written = write_polygons(

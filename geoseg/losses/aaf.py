@@ -54,7 +54,7 @@ class AffinityFields(Loss):
         margin: least divergence wanted across an edge.
         lambda_edge: weight of the edge terms.
         lambda_nonedge: weight of the others.
-        decay_base: the loss is multiplied with ``decay_base ** -progress``; :attr:`progress` runs from 0 to 1.
+        decay_base: the loss is multiplied with ``decay_base ** -progress``; ``progress`` runs from 0 to 1.
         adaptive: weight the sizes by the adversary; else each counts 1.
         ignore_rule: ``"authors"`` drops a pair also where the pixel opposite the neighbour is ignored or outside the
             image, as the authors' code does; ``"one_sided"`` asks for the two of the pair alone.

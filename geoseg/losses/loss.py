@@ -29,7 +29,10 @@ class Target:
     num_classes: int
 
     def shares(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the shares of the classes (N, K, H, W): one-hot for labels, all 0 where a pixel does not count."""
+        """Return the shares of the classes (N, K, H, W), of type ``dtype``.
+
+        They are one-hot for labels, and all 0 where a pixel does not count.
+        """
         if self.given is not None:
             return self.given.to(dtype)
         assert self.labels is not None
@@ -70,11 +73,21 @@ class Loss(nn.Module):
             return self.value(*self.prepared(scores, target))
 
     def value(self, scores: torch.Tensor, target: Target) -> torch.Tensor:
-        """Return the loss of scores in float32 or float64 that are 0 where a pixel does not count."""
+        """Return the loss, a scalar, of what :meth:`prepared` returned.
+
+        Args:
+            scores: (N, K, H, W) float32 or float64, 0 where a pixel does not count.
+            target: what they are compared with.
+        """
         raise NotImplementedError
 
     def prepared(self, scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, Target]:
-        """Return the scores with 0 where a pixel does not count, and the checked target."""
+        """Return scores (N, K, H, W) with 0 where a pixel does not count, and the checked target.
+
+        Args:
+            scores: (N, K, H, W) of any float type.
+            target: labels (N, H, W), integers, or shares of the classes (N, K, H, W).
+        """
         classes = self.num_classes
         if scores.ndim != 4 or scores.shape[1] != classes:
             raise ConfigError(f"scores are {tuple(scores.shape)}: this loss was made for (N, {classes}, H, W).")
@@ -109,13 +122,13 @@ class Loss(nn.Module):
 
 
 def mean_over(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return Σ ``values`` · ``weights`` / Σ ``weights``; 0, with zero gradient, where no weight is above 0."""
+    """Return Σ ``values`` · ``weights`` / Σ ``weights``, both of one shape; 0, with zero gradient, for weights of 0."""
     total = weights.sum()
     return (values * weights).sum() / total.where(total > 0, 1)
 
 
 def checked_weights(weights: Sequence[float] | torch.Tensor | None, num_classes: int) -> torch.Tensor | None:
-    """Return weights of classes as float32 (K,), None for none.
+    """Return ``weights`` of classes as float32 (K,), of which there are ``num_classes``; None for none.
 
     Raises:
         ConfigError: not one number of 0 or more for each class, or all are 0.

@@ -47,7 +47,7 @@ class WeightedSum(nn.Module):
     def terms(
         self, scores: torch.Tensor, target: torch.Tensor, pixels: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """Return the value of each loss of :attr:`names`, without its weight."""
+        """Return the value of each loss of ``names``, without its weight."""
         if self.takes_pixels and pixels is None:
             raise ConfigError(
                 f"the loss {'+'.join(self.names)} needs the pixels as well: call loss(scores, target, pixels)."

@@ -11,11 +11,12 @@ class NetworkInfo:
     """What is known of a network before it is built.
 
     Attributes:
-        name: what :func:`create` takes.
+        name: what :func:`geoseg.networks.create` takes.
         family: the kind of method, in two or three words.
         summary: one line.
         encoder: the default encoder; None where the network takes none.
-        stride: shifting the input by a multiple of it shifts the scores alike; inputs are padded to a multiple of it.
+        stride: pixels; shifting the input by a multiple of it shifts the scores alike; inputs are padded to a multiple
+            of it.
             With the default encoder and options; a built network says its own as ``network.stride``.
         tile_exact: whether tiles with enough halo give the scores of one pass over the whole scene.  It holds for
             encoders made of convolutions; one with attention or squeeze-and-excitation takes it away.

@@ -18,7 +18,11 @@ _MOST_CLASSES = 4096
 
 
 def names(*, needs_prior: bool = False, needs_scene: bool = False) -> tuple[str, ...]:
-    """Return the names of networks from pixels to scores, or of those that need a mask or a scene beside a tile.
+    """Return the names of networks from pixels to scores, or of others.
+
+    Args:
+        needs_prior: of those that need a mask beside a tile.
+        needs_scene: of those that look at more of a scene than a tile.
 
     >>> "unet" in names()
     True

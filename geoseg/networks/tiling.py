@@ -7,7 +7,7 @@ on a picture and for several halos, and a halo is chosen for a stated share of l
 from __future__ import annotations
 
 import copy
-import math
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,57 +16,25 @@ import torch
 from torch import nn
 
 from geoseg.errors import ConfigError
+from geoseg.networks.one_pass import CORE, Decision, Difference, OnePass, Profile
 from geoseg.networks.pictures import scene_like
-from geoseg.networks.receptive_field import evaluating, measure_halo
-from geoseg.networks.scene_pooling import context_of, means_of, pools_over_scene
+from geoseg.networks.receptive_field import exact_halo, measure_halo
+from geoseg.networks.scene_pooling import pools_over_scene
 
 # Share of labels that may differ from those of one pass, unless told otherwise.
 BOUND = 1e-4
+# The same for networks that are judged on scenes of their own, at tiles of the size they will have; and the largest
+# halo that they are given, in pixels.
+SCENE_BOUND = 5e-4
+SCENE_HALO = 256
 # Relative error of scores up to which tiles are called exact: a few roundings of float32.
 EXACT = 1e-5
-# Of the largest score: more than this at a halo that leaves nothing out is no rounding but positions that depend on the
-# size of the tile.
-_ROUNDING = 64 * torch.finfo(torch.float32).eps
-# Scores that vary less than this, of the largest, vary by rounding.
-_ROUNDED_AWAY = 1e-6
-# With a rarer second label than this, equal labels say little about the network.
-_VARIED = 0.05
-# Side in pixels of what is compared, and what one pass sees beyond the largest halo.
-_CORE = 256
+# What one pass sees beyond the largest halo, in pixels.
 _MARGIN = 64
 # Halos are tried in steps of at least so many pixels.
 _STEP = 16
 # Weights of a whole branch at most this large were put there to start training with the branch shut.
 _SHUT = 1e-4
-
-Decision = Literal["labels", "scores", "nothing"]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What a halo of ``halo`` pixels costs.
-
-    Attributes:
-        halo: pixels.
-        disagreement: share of the labels that differ from those of one pass.
-        score_error: root mean square of the scores' differences, over the standard deviation of the scores of a class.
-        worst: the largest difference of a score, on the same scale.
-    """
-
-    halo: int
-    disagreement: float
-    score_error: float
-    worst: float
-
-    def expected(self, decision: Decision) -> float:
-        """Return the share of labels that ``decision`` takes the halo to cost.
-
-        By scores it is the share that such an error turns over between two classes whose scores differ by a centred
-        normal variable: ``arctan(score_error) / pi``.
-        """
-        if decision == "labels":
-            return self.disagreement
-        return math.atan(self.score_error) / math.pi if decision == "scores" else math.inf
 
 
 @dataclass(frozen=True)
@@ -150,7 +118,7 @@ def choose_halo(
     if reach.exact:
         return measure_at(network, in_channels, stride, reach.radius, limit=reach.limit, seed=seed)
     pixels = scene_like(in_channels, _side(maximum, stride), seed=seed)
-    whole = _Whole(network, pixels, stride)
+    whole = OnePass(network, pixels, stride)
     steps = halos(maximum, stride)
     at = min(range(len(steps)), key=lambda i: abs(steps[i] - reach.radius))
     found = {at: whole.difference(steps[at])}
@@ -161,6 +129,52 @@ def choose_halo(
         at += 1
         found.setdefault(at, whole.difference(steps[at]))
     return _measured(found[at], reach.limit, whole)
+
+
+def choose_halo_on(
+    network: nn.Module, pictures: Sequence[torch.Tensor], stride: int, tile: int, *, bound: float = SCENE_BOUND
+) -> Measured | None:
+    """Choose the smallest halo at which no more than ``bound`` of the labels differ on scenes of the network's own.
+
+    What differs lies near the edges of tiles; so tiles without a halo are compared with one pass, by the distance from
+    their edges, and from that follows what larger ones with any halo would show.
+
+    Args:
+        network: from (N, C, H, W) to scores (N, K, H, W), trained.
+        pictures: parts of scenes as network input (1, C, S, S), of :func:`picture_side` pixels.
+        stride: the shift in pixels that the network follows exactly.
+        tile: side in pixels that tiles will have, halo included.
+        bound: share of labels.
+
+    Returns:
+        The halo, or None where :func:`choose_halo` has to choose: tiles can be made exact, or nothing but their size or
+        the whole scene decides.
+
+    Raises:
+        ConfigError: ``bound`` is not between 0 and 1.
+    """
+    _check_bound(bound)
+    maximum = _scene_halo(stride)
+    limit = exact_halo(network, pictures[0].shape[1], stride)
+    if limit is None or limit <= maximum or pools_over_scene(network):
+        return None
+    passes = [OnePass(network, picture, stride, core=2 * (maximum + _MARGIN)) for picture in pictures]
+    profile = functools.reduce(Profile.with_, (one.by_distance() for one in passes))
+    # Pictures that are nearly all of one label say less than the others.
+    best = min(passes, key=lambda one: ("labels", "scores", "nothing").index(one.decision))
+    steps = [halo for halo in halos(maximum, stride) if 4 * halo <= tile]
+    differences = tuple(profile.difference(halo, tile - 2 * halo) for halo in steps)
+    chosen = Comparison(differences, best.decision).smallest(bound)
+    return _measured(chosen or differences[-1], limit, best)
+
+
+def picture_side(stride: int) -> int:
+    """Return the side in pixels of the pictures of :func:`choose_halo_on`."""
+    return -(-(4 * _scene_halo(stride) + 2 * _MARGIN) // (2 * stride)) * 2 * stride
+
+
+def _scene_halo(stride: int) -> int:
+    return max(stride, SCENE_HALO // stride * stride)
 
 
 def measure_at(
@@ -185,10 +199,10 @@ def measure_at(
         seed: of the random picture.
     """
     if limit is None:
-        whole = _Whole(network, scene_like(in_channels, 2 * tile, seed=seed), stride)
+        whole = OnePass(network, scene_like(in_channels, 2 * tile, seed=seed), stride)
         difference = whole.tile_differences(tile, [min(halo, tile // 2 - 1)])[0]
         return _measured(difference, None, whole, halo=halo)
-    whole = _Whole(network, scene_like(in_channels, _side(halo, stride), seed=seed), stride)
+    whole = OnePass(network, scene_like(in_channels, _side(halo, stride), seed=seed), stride)
     return _measured(whole.difference(halo), limit, whole)
 
 
@@ -210,7 +224,7 @@ def compare(
         ConfigError: the picture is too small for the halos.
     """
     core = min(pixels.shape[-2:]) - 2 * (max(steps) + _MARGIN)
-    whole = _Whole(network, pixels, stride, core=tile or core)
+    whole = OnePass(network, pixels, stride, core=tile or core)
     if tile is not None:
         return Comparison(whole.tile_differences(tile, steps), whole.decision)
     return Comparison(tuple(whole.difference(halo) for halo in steps), whole.decision)
@@ -242,126 +256,17 @@ def opened(network: nn.Module) -> nn.Module:
     return network
 
 
-class _Whole:
-    """One pass over a picture, to compare tiles of it with.
-
-    For a network that pools over the scene, the picture is the scene.
-    """
-
-    def __init__(self, network: nn.Module, pixels: torch.Tensor, stride: int, core: int = _CORE) -> None:
-        """Run the network once; ``core`` is the side in pixels of the middle that is compared.
-
-        Raises:
-            ConfigError: the picture has no such middle.
-        """
-        self.network = network
-        self.pixels = pixels
-        if not stride <= core <= min(pixels.shape[-2:]):
-            raise ConfigError(
-                f"a picture of {pixels.shape[-1]} × {pixels.shape[-2]} pixels leaves nothing to compare beside the "
-                "halo: use a larger picture or smaller halos."
-            )
-        self.stride = stride
-        self.middle = [_middle(size, core, stride) for size in pixels.shape[-2:]]
-        self.scores = self._scores(pixels)
-        rows, cols = self.middle
-        core_scores = self.scores[..., rows, cols]
-        # Of the middle, which is what the tiles are compared on.
-        self.deviation = core_scores.double().std((0, 2, 3), keepdim=True)
-        count = torch.bincount(core_scores.argmax(1).flatten())
-        self.decision: Decision = "labels" if int(count.max()) <= (1 - _VARIED) * int(count.sum()) else "scores"
-        if not float(self.deviation.max()) > _ROUNDED_AWAY * float(core_scores.abs().max()):
-            self.decision = "nothing"
-        # The scores' rounding on the scale of their deviation, which is small in networks that say little.
-        largest = float(core_scores.abs().max())
-        self.rounding = _ROUNDING * largest / float(self.deviation.max()) if self.decision != "nothing" else 0.0
-
-    def difference(self, halo: int) -> Difference:
-        """Compare the middle of the picture with a tile round it.
-
-        Raises:
-            ConfigError: the picture ends before the halo does.
-        """
-        rows, cols = self.middle
-        outer = [slice(part.start - halo, part.stop + halo) for part in (rows, cols)]
-        if min(part.start for part in outer) < 0 or any(
-            part.stop > size for part, size in zip(outer, self.pixels.shape[-2:], strict=True)
-        ):
-            raise ConfigError(
-                f"a picture of {self.pixels.shape[-1]} × {self.pixels.shape[-2]} pixels is too small for a halo of "
-                f"{halo}: use a larger picture or smaller halos."
-            )
-        inner = [slice(halo, halo + part.stop - part.start) for part in (rows, cols)]
-        scores = self._tile_scores(outer[0], outer[1], halo)[..., inner[0], inner[1]]
-        return self._between(scores, self.scores[..., rows, cols], halo)
-
-    def tile_differences(self, tile: int, steps: Sequence[int]) -> tuple[Difference, ...]:
-        """Compare a tile of ``tile`` pixels in the middle with the whole, for several halos at once.
-
-        Raises:
-            ConfigError: the picture is smaller than the tile, or a halo leaves no core.
-        """
-        height, width = self.pixels.shape[-2:]
-        top, left = ((size - tile) // 2 // self.stride * self.stride for size in (height, width))
-        if min(height, width) < tile or 2 * max(steps) >= tile:
-            raise ConfigError(
-                f"a tile of {tile} pixels with a halo of {max(steps)} does not fit a picture of {width} × {height}: "
-                "use a larger picture or smaller halos."
-            )
-        rows, cols = slice(top, top + tile), slice(left, left + tile)
-        scores, whole = self._scores(self.pixels[..., rows, cols]), self.scores[..., rows, cols]
-        cores = [slice(halo, tile - halo) for halo in steps]
-        return tuple(
-            self._between(scores[..., core, core], whole[..., core, core], halo)
-            for halo, core in zip(steps, cores, strict=True)
-        )
-
-    @property
-    def _device(self) -> torch.device:
-        return next((parameter.device for parameter in self.network.parameters()), torch.device("cpu"))
-
-    def _tile_scores(self, rows: slice, cols: slice, halo: int) -> torch.Tensor:
-        """Return the scores of a part of the picture, as a tile of a run with such a halo."""
-        pixels = self.pixels[..., rows, cols]
-        network: object = self.network
-        if not pools_over_scene(network):
-            return self._scores(pixels)
-        pixels = pixels.to(self._device)
-        with evaluating(self.network), torch.no_grad():
-            means = means_of(network, self.pixels.to(self._device), halo)
-        return self._scores(pixels, context_of(network, means, pixels, [(rows.start, cols.start)]))
-
-    def _scores(self, pixels: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
-        with evaluating(self.network), torch.no_grad():
-            output = self.network(pixels.to(self._device), *more)
-        if isinstance(output, dict):
-            output = next(iter(output.values()))
-        return (output[0] if isinstance(output, tuple | list) else output).float().cpu()
-
-    def _between(self, scores: torch.Tensor, whole: torch.Tensor, halo: int) -> Difference:
-        gap = (scores.double() - whole.double()).abs()
-        if float(gap.max()) == 0:
-            return Difference(halo, 0.0, 0.0, 0.0)
-        if self.decision == "nothing" or not bool(gap.isfinite().all()):
-            return Difference(halo, 0.0, math.inf, math.inf)
-        # A class whose score never moves is judged on the scale of the others.
-        scale = self.deviation.masked_fill(self.deviation == 0, float(self.deviation.max()))
-        gap = gap / scale
-        changed = (scores.argmax(1) != whole.argmax(1)).double().mean()
-        return Difference(halo, float(changed), float(gap.square().mean().sqrt()), float(gap.max()))
-
-
 def _fixed_tile(
     network: nn.Module, in_channels: int, stride: int, bound: float, maximum: int, tile: int, seed: int
 ) -> Measured:
     """Choose the halo of a network whose scores depend on the size of the tile."""
-    whole = _Whole(network, scene_like(in_channels, 2 * tile, seed=seed), stride)
+    whole = OnePass(network, scene_like(in_channels, 2 * tile, seed=seed), stride)
     comparison = Comparison(whole.tile_differences(tile, halos(maximum, stride)), whole.decision)
     chosen = comparison.smallest(bound)
     return _measured(chosen or comparison.differences[-1], None, whole)
 
 
-def _measured(difference: Difference, limit: int | None, whole: _Whole, *, halo: int | None = None) -> Measured:
+def _measured(difference: Difference, limit: int | None, whole: OnePass, *, halo: int | None = None) -> Measured:
     halo = difference.halo if halo is None else halo
     structure = limit is not None and halo >= limit
     return Measured(
@@ -376,14 +281,7 @@ def _measured(difference: Difference, limit: int | None, whole: _Whole, *, halo:
 
 def _side(halo: int, stride: int) -> int:
     """Return the side of a picture that goes beyond a halo round what is compared, a multiple of the stride."""
-    return -(-(_CORE + 2 * halo + 2 * _MARGIN) // (2 * stride)) * 2 * stride
-
-
-def _middle(size: int, core: int, stride: int) -> slice:
-    """Return the middle ``core`` pixels of an axis, or rather less, in multiples of the stride."""
-    core = core // stride * stride
-    start = (size - core) // 2 // stride * stride
-    return slice(start, start + core)
+    return -(-(CORE + 2 * halo + 2 * _MARGIN) // (2 * stride)) * 2 * stride
 
 
 def _check_bound(bound: float) -> None:

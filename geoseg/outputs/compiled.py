@@ -5,12 +5,10 @@ Importing this module imports numba, which takes a while: do so only for outputs
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from geoseg.compiling import compiled
 
 # Rings of more points are left to the library, whose effort grows less than with the square of their number.
 _MOST_POINTS = 128
@@ -20,15 +18,7 @@ _MOST_UNITS = 1 << 30
 _MINUS, _POINT, _COMMA, _OPEN, _CLOSE, _BRACE, _ZERO = (ord(sign) for sign in "-.,[]}0")
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Compile without the interpreter lock; keep the machine code on disk where there is a place for it."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def surely_valid(points: NDArray[np.int64], rings: NDArray[np.int64], polygons: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which polygons are valid beyond doubt: one short ring whose edges meet at their common ends alone.
 
@@ -50,7 +40,7 @@ def surely_valid(points: NDArray[np.int64], rings: NDArray[np.int64], polygons: 
     return sure
 
 
-@_compiled
+@compiled
 def _is_simple(ring: NDArray[np.int64]) -> bool:
     edges = len(ring) - 1
     if edges < 3 or edges > _MOST_POINTS:
@@ -85,12 +75,12 @@ def _is_simple(ring: NDArray[np.int64]) -> bool:
     return True
 
 
-@_compiled
+@compiled
 def _sign(value: int) -> int:
     return 1 if value > 0 else (-1 if value < 0 else 0)
 
 
-@_compiled
+@compiled
 def write_lines(
     out: NDArray[np.uint8],
     heads: NDArray[np.uint8],
@@ -144,7 +134,7 @@ def write_lines(
     return at
 
 
-@_compiled
+@compiled
 def _ring(out: NDArray[np.uint8], at: int, ring: NDArray[np.int64], backwards: bool, decimals: int, unit: int) -> int:
     count = len(ring)
     at = _put(out, at, _OPEN)
@@ -158,7 +148,7 @@ def _ring(out: NDArray[np.uint8], at: int, ring: NDArray[np.int64], backwards: b
     return _put(out, at, _CLOSE)
 
 
-@_compiled
+@compiled
 def _number(out: NDArray[np.uint8], at: int, units: int, decimals: int, unit: int) -> int:
     if units < 0:
         at = _put(out, at, _MINUS)
@@ -177,7 +167,7 @@ def _number(out: NDArray[np.uint8], at: int, units: int, decimals: int, unit: in
     return at
 
 
-@_compiled
+@compiled
 def _digits(out: NDArray[np.uint8], at: int, number: int, digits: int) -> int:
     for place in range(at + digits - 1, at - 1, -1):
         rest = number // 10
@@ -186,13 +176,13 @@ def _digits(out: NDArray[np.uint8], at: int, number: int, digits: int) -> int:
     return at + digits
 
 
-@_compiled
+@compiled
 def _put(out: NDArray[np.uint8], at: int, sign: int) -> int:
     out[at] = sign
     return at + 1
 
 
-@_compiled
+@compiled
 def _copy(out: NDArray[np.uint8], at: int, text: NDArray[np.uint8]) -> int:
     for nth in range(len(text)):
         out[at + nth] = text[nth]

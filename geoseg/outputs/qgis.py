@@ -13,7 +13,7 @@ import sqlite3
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import pyproj
@@ -22,7 +22,7 @@ from geoseg.classes import Classes, LabelClass
 from geoseg.outputs.staging import staged, writing
 from geoseg.places import Place, S3Place, as_place, below
 
-Kind = Literal["polygons", "labels", "confidence", "uncertainty"]
+Kind = Literal["polygons", "labels", "confidence", "uncertainty", "image"]
 
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _VERSION = "3.22.0"
@@ -35,23 +35,43 @@ _UNCERTAINTY_RAMP = ((0.0, "#ffffb2"), (0.25, "#fecc5c"), (0.5, "#fd8d3c"), (0.7
 
 
 @dataclass(frozen=True)
+class Colors:
+    """How an image is shown.
+
+    Attributes:
+        bands: that give red, green and blue, or one that gives grey (from 1).
+        limits: the values of each of them that are darkest and brightest; none to show values as they are.
+        alpha: the band of transparency, None without.
+    """
+
+    bands: tuple[int, ...]
+    limits: tuple[tuple[float, float], ...] = ()
+    alpha: int | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer of a layer definition.
 
     Attributes:
-        path: the file, in the definition's folder or below it if both are to be moved together.
-        kind: what it shows: class polygons, a label raster, a confidence raster, or an uncertainty raster, of which
-            the first band is shown.
+        path: the file, in the definition's folder or below it if both are to be moved together.  What an image is
+            called by GDAL, where it is no file, is a ``str``.
+        kind: what it shows: class polygons, a label raster, a confidence raster, an uncertainty raster, of which the
+            first band is shown, or the image below all of them.
         crs: the CRS of the scene (GeoJSON is known to be in longitude and latitude).
         classes: the classes of polygons and labels.
         title: its name in QGIS, by default the file's stem and kind.
+        shown: whether it is switched on at first.
+        colors: of an image; None leaves it to QGIS.
     """
 
-    path: Place
+    path: Place | str
     kind: Kind
     crs: pyproj.CRS
     classes: Classes | None = None
     title: str = ""
+    shown: bool = True
+    colors: Colors | None = None
 
 
 def vector_style(classes: Classes) -> str:
@@ -67,6 +87,12 @@ def label_style(classes: Classes, band: int = 1) -> str:
 def confidence_style(band: int = 1) -> str:
     """Return the QML of a confidence raster: a ramp from 0 to 1."""
     return _document("AllStyleCategories", [_pipe(_ramp_renderer(_CONFIDENCE_RAMP, band))])
+
+
+def ramp_colors(kind: Literal["confidence", "uncertainty"]) -> list[str]:
+    """Return the colours from 0 to 1, at even steps, in which a raster of this kind is shown."""
+    ramp = _CONFIDENCE_RAMP if kind == "confidence" else _UNCERTAINTY_RAMP
+    return [color for _, color in ramp]
 
 
 def write_vector_style(
@@ -118,7 +144,7 @@ def layer_name(path: str | os.PathLike[str] | S3Place) -> str:
 
 
 def write_layer_definition(path: str | os.PathLike[str] | S3Place, layers: Sequence[Layer]) -> None:
-    """Write a ``.qlr`` that brings several styled layers at once, the first on top.
+    """Write a ``.qlr`` that brings several styled layers at once, in a group of its name, the first on top.
 
     Files in its folder are named relative to it, so the folder may be moved.
 
@@ -127,12 +153,13 @@ def write_layer_definition(path: str | os.PathLike[str] | S3Place, layers: Seque
     """
     path = as_place(path)
     root = ET.Element("qlr")
-    group = ET.SubElement(root, "layer-tree-group", name="", checked="Qt::Checked", expanded="1")
+    top = ET.SubElement(root, "layer-tree-group", name="", checked="Qt::Checked", expanded="1")
+    group = ET.SubElement(top, "layer-tree-group", name=path.stem, checked="Qt::Checked", expanded="1")
     maps = ET.SubElement(root, "maplayers")
     for layer in layers:
         source = _source(layer, path.parent)
         provider = "ogr" if layer.kind == "polygons" else "gdal"
-        title = layer.title or f"{layer.path.stem} {layer.kind}"
+        title = layer.title or f"{_stem(layer.path)} {layer.kind}"
         # QGIS replaces identifiers of ten characters or fewer; this one is longer and the same in every run.
         identifier = f"{layer.kind}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
         ET.SubElement(
@@ -142,8 +169,8 @@ def write_layer_definition(path: str | os.PathLike[str] | S3Place, layers: Seque
             name=title,
             source=source,
             providerKey=provider,
-            checked="Qt::Checked",
-            expanded="1",
+            checked="Qt::Checked" if layer.shown else "Qt::Unchecked",
+            expanded="1" if layer.shown else "0",
         )
         maps.append(_map_layer(layer, identifier, title, source, provider))
     ET.indent(root, " ")
@@ -297,13 +324,43 @@ def _ramp_renderer(ramp: Sequence[tuple[float, str]], band: int) -> ET.Element:
     return renderer
 
 
+def _image_renderer(colors: Colors) -> ET.Element:
+    alpha = str(colors.alpha or -1)
+    if len(colors.bands) == 1:
+        renderer = ET.Element("rasterrenderer", type="singlebandgray", grayBand=str(colors.bands[0]))
+        renderer.set("gradient", "BlackToWhite")
+        names = ["contrastEnhancement"]
+    else:
+        keys = ("redBand", "greenBand", "blueBand")
+        renderer = ET.Element("rasterrenderer", type="multibandcolor")
+        renderer.attrib.update(zip(keys, map(str, colors.bands), strict=True))
+        names = [key.replace("Band", "ContrastEnhancement") for key in keys]
+    renderer.attrib.update(opacity="1", alphaBand=alpha, nodataColor="")
+    for name, (low, high) in zip(names, colors.limits, strict=False):
+        element = ET.SubElement(renderer, name)
+        for tag, text in (
+            ("minValue", f"{low:g}"),
+            ("maxValue", f"{high:g}"),
+            ("algorithm", "StretchToMinimumMaximum"),
+        ):
+            ET.SubElement(element, tag).text = text
+    return renderer
+
+
+def _stem(path: Place | str) -> str:
+    return PurePosixPath(path).stem if isinstance(path, str) else path.stem
+
+
 def _source(layer: Layer, folder: Place) -> str:
+    if isinstance(layer.path, str):
+        return layer.path
     try:
         name = "./" + below(layer.path, folder)
     except ValueError:
         name = layer.path.gdal_name if isinstance(layer.path, S3Place) else str(layer.path.absolute())
     # A GeoPackage also holds the table of its styles.
-    return f"{name}|layername={layer_name(layer.path)}" if layer.path.suffix.lower() == ".gpkg" else name
+    table = layer.kind == "polygons" and layer.path.suffix.lower() == ".gpkg"
+    return f"{name}|layername={layer_name(layer.path)}" if table else name
 
 
 def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider: str) -> ET.Element:
@@ -313,7 +370,8 @@ def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider:
         element = ET.Element("maplayer", type="raster")
     for tag, text in (("id", identifier), ("datasource", source), ("layername", title)):
         ET.SubElement(element, tag).text = text
-    crs = pyproj.CRS("OGC:CRS84") if layer.path.suffix.lower() in _LONLAT_SUFFIXES else layer.crs
+    lonlat = layer.kind == "polygons" and PurePosixPath(str(layer.path)).suffix.lower() in _LONLAT_SUFFIXES
+    crs = pyproj.CRS("OGC:CRS84") if lonlat else layer.crs
     reference = ET.SubElement(ET.SubElement(element, "srs"), "spatialrefsys")
     # The code alone would give an empty CRS: QGIS reads the definition.
     ET.SubElement(reference, "wkt").text = crs.to_wkt()
@@ -321,10 +379,18 @@ def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider:
     if authority and authority[0] == "EPSG":
         ET.SubElement(reference, "authid").text = ":".join(authority)
     ET.SubElement(element, "provider", encoding="UTF-8").text = provider
-    if layer.kind in ("confidence", "uncertainty"):
-        ramp = _CONFIDENCE_RAMP if layer.kind == "confidence" else _UNCERTAINTY_RAMP
-        element.append(_pipe(_ramp_renderer(ramp, 1)))
-    elif layer.classes is not None:
-        is_vector = layer.kind == "polygons"
-        element.append(_vector_renderer(layer.classes) if is_vector else _pipe(_label_renderer(layer.classes, 1)))
+    look = _look(layer)
+    if look is not None:
+        element.append(look)
     return element
+
+
+def _look(layer: Layer) -> ET.Element | None:
+    """Return the style of a layer, None where it is left to QGIS."""
+    if layer.kind in ("confidence", "uncertainty"):
+        return _pipe(_ramp_renderer(_CONFIDENCE_RAMP if layer.kind == "confidence" else _UNCERTAINTY_RAMP, 1))
+    if layer.kind == "image":
+        return None if layer.colors is None else _pipe(_image_renderer(layer.colors))
+    if layer.classes is None:
+        return None
+    return _vector_renderer(layer.classes) if layer.kind == "polygons" else _pipe(_label_renderer(layer.classes, 1))

@@ -29,11 +29,11 @@ from geoseg.places import Place, S3Place, as_place
 
 VERSION = "1.1.0"
 COLLECTION = "collection.json"
-_EXTENSIONS = "https://stac-extensions.github.io"
-_PROCESSING = f"{_EXTENSIONS}/processing/v1.2.0/schema.json"
-_PROJECTION = f"{_EXTENSIONS}/projection/v2.0.0/schema.json"
-_CLASSIFICATION = f"{_EXTENSIONS}/classification/v2.0.0/schema.json"
-_MLM = f"{_EXTENSIONS}/mlm/v1.4.0/schema.json"
+EXTENSIONS = "https://stac-extensions.github.io"
+_PROCESSING = f"{EXTENSIONS}/processing/v1.2.0/schema.json"
+_PROJECTION = f"{EXTENSIONS}/projection/v2.0.0/schema.json"
+CLASSIFICATION = f"{EXTENSIONS}/classification/v2.0.0/schema.json"
+MLM = f"{EXTENSIONS}/mlm/v1.4.0/schema.json"
 _COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 _TYPES = {
     ".geojson": "application/geo+json",
@@ -82,7 +82,8 @@ class ModelNote:
         axes = {"dim_order": ["batch", "channel", "height", "width"], "data_type": "float32"}
         side = self.tile_px
         return {
-            "mlm:name": _slug(self.name, "model"),
+            "bands": [{"name": band} for band in self.bands],
+            "mlm:name": slug(self.name, "model"),
             "mlm:architecture": self.architecture,
             "mlm:tasks": tasks,
             "mlm:framework": "PyTorch",
@@ -99,7 +100,7 @@ class ModelNote:
                     "name": "scores",
                     "tasks": tasks,
                     "result": {"shape": [-1, len(self.classes), side, side], **axes},
-                    "classification:classes": _classes(self.classes),
+                    "classification:classes": class_records(self.classes),
                 }
             ],
         }
@@ -108,11 +109,13 @@ class ModelNote:
         """Return the bundles as assets of what is written into ``folder``."""
         return {
             "model" if number == 1 else f"model-{number}": {
-                "href": _href(path, folder),
+                "href": href_of(path, folder),
                 "title": f"The model {Path(path).stem}",
                 "type": "application/octet-stream; application=safetensors",
                 "roles": ["mlm:model", "mlm:weights"],
                 "mlm:artifact_type": "safetensors.torch.save_file",
+                # The extension wants them in the item, and the core allows that only where an asset has them.
+                "bands": [{"name": band} for band in self.bands],
             }
             for number, path in enumerate(self.paths, 1)
         }
@@ -164,7 +167,7 @@ def write_item(path: str | os.PathLike[str] | S3Place, note: ItemNote) -> dict[s
     record: dict[str, Any] = {
         "type": "Feature",
         "stac_version": VERSION,
-        "stac_extensions": [_PROCESSING, _PROJECTION, _CLASSIFICATION, *([_MLM] if models else [])],
+        "stac_extensions": [_PROCESSING, _PROJECTION, CLASSIFICATION, *([MLM] if models else [])],
         "id": note.name,
         "collection": path.parent.parent.absolute().name,
         "geometry": geometry,
@@ -188,11 +191,13 @@ def write_item(path: str | os.PathLike[str] | S3Place, note: ItemNote) -> dict[s
         ],
         "assets": {**{kind: _asset(kind, file, note) for kind, file in note.files.items()}, **models},
     }
-    _write(path, record)
+    write_record(path, record)
     return record
 
 
 _UP = ("root", "parent", "collection")
+# Fields of a model that may stand in an asset; the others are of the items alone.
+_OF_ASSETS = ("mlm:architecture", "mlm:tasks", "mlm:framework", "mlm:total_parameters")
 
 
 def write_collection(
@@ -211,11 +216,12 @@ def write_collection(
     place = folder if isinstance(folder, S3Place) else Path(folder).absolute()
     times = sorted(time for item in items for time in _span(item["properties"]))
     boxes = [item["bbox"] for item in items if "bbox" in item]
-    assets = {name: {**asset, **model.fields()} for name, asset in model.assets(place).items()}
+    known = {name: value for name, value in model.fields().items() if name in _OF_ASSETS}
+    assets = {name: {**asset, **known} for name, asset in model.assets(place).items()}
     record = {
         "type": "Collection",
         "stac_version": VERSION,
-        "stac_extensions": [_PROCESSING, _MLM] if assets else [_PROCESSING],
+        "stac_extensions": [_PROCESSING, MLM] if assets else [_PROCESSING],
         "id": place.name,
         "title": f"Segmented with {model.name}",
         "description": f"{len(items)} scenes, segmented with the model {model.name} by geoseg {__version__}.",
@@ -224,7 +230,8 @@ def write_collection(
             "spatial": {"bbox": [_union(boxes)] if boxes else [[-180.0, -90.0, 180.0, 90.0]]},
             "temporal": {"interval": [[times[0], times[-1]]]},
         },
-        "summaries": {"processing:software": [{"geoseg": __version__}]},
+        # The extension takes every summary for one of a model.
+        **({} if assets else {"summaries": {"processing:software": [{"geoseg": __version__}]}}),
         "links": [
             {"rel": "root", "href": f"./{COLLECTION}", "type": "application/json"},
             *(
@@ -234,7 +241,7 @@ def write_collection(
         ],
         **({"assets": assets} if assets else {}),
     }
-    _write(place / COLLECTION, record)
+    write_record(place / COLLECTION, record)
 
 
 def footprint(geobox: GeoBox, pixel_m: float) -> tuple[dict[str, Any] | None, list[float] | None]:
@@ -272,16 +279,17 @@ def _asset(kind: str, file: Place, note: ItemNote) -> dict[str, Any]:
         record |= {
             "data_type": "uint8",
             "nodata": note.classes.nodata,
-            "classification:classes": _classes(note.classes),
+            "classification:classes": class_records(note.classes),
         }
     return record
 
 
-def _classes(classes: Classes) -> list[dict[str, Any]]:
+def class_records(classes: Classes) -> list[dict[str, Any]]:
+    """Return classes as the classification extension has them."""
     return [
         {
             "value": item.id,
-            "name": _slug(item.name, "class"),
+            "name": slug(item.name, "class"),
             "title": item.name,
             "description": item.name,
             "color_hint": item.color.removeprefix("#").upper(),
@@ -290,7 +298,7 @@ def _classes(classes: Classes) -> list[dict[str, Any]]:
     ]
 
 
-def _href(name: str, folder: Place) -> str:
+def href_of(name: str, folder: Place) -> str:
     """Return how a file or address is referred to from a folder."""
     if "://" in name:
         return name
@@ -298,7 +306,7 @@ def _href(name: str, folder: Place) -> str:
 
 
 def _origins(note: ItemNote, folder: Place) -> list[dict[str, str]]:
-    href = _href(note.source, folder)
+    href = href_of(note.source, folder)
     links = [{"rel": "via", "href": href, "title": "The scene"}]
     if note.item is not None:
         links.append({"rel": "derived_from", "href": note.item, "type": "application/geo+json"})
@@ -342,12 +350,17 @@ def _union(boxes: Sequence[Sequence[float]]) -> list[float]:
     return [min(west), min(south), max(east), max(north)]
 
 
-def _slug(name: str, what: str) -> str:
+def slug(name: str, what: str) -> str:
     """Return a name of letters, digits, - and _ that begins with a letter and ends with no sign."""
     plain = re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-_")
     return plain if re.match(r"[A-Za-z].*[0-9A-Za-z]$", plain) else f"{what}-{plain or 'x'}"
 
 
-def _write(path: Place, record: Mapping[str, Any]) -> None:
+def write_record(path: Place, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, replacing ``path``.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     with staged(path) as temporary, writing(path):
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from geoseg import networks
 from geoseg.bundle import ClassRecord, Description, NormalisationRecord, TilingRecord
 from geoseg.classes import Classes
 from geoseg.errors import ConfigError, one_line
+from geoseg.networks.memory import bytes_per_pixel
 from geoseg.networks.receptive_field import exact_halo
 from geoseg.networks.scene_pooling import pools_over_scene
-from geoseg.networks.tiling import BOUND, Measured, choose_halo, measure_at, opened
+from geoseg.networks.tiling import BOUND, SCENE_BOUND, Measured, choose_halo, choose_halo_on, measure_at, opened
 
-_TILE = 1024
+# Large tiles compute fewer pixels twice.  How large they are by default follows from the memory that one takes.
+_TILE, _LARGE_TILE, _TILE_BYTES = 1024, 2048, 0.9e9
 # Networks that look at the whole tile depend on its size: one size for all of them, near what they are trained on.
 _FIXED_TILE = 512
 _LARGEST_TILE = 16384
@@ -37,7 +41,8 @@ def describe(
     resolution: float | None = None,
     tile: int | None = None,
     halo: int | Literal["auto"] = "auto",
-    bound: float = BOUND,
+    bound: float | None = None,
+    pictures: Sequence[torch.Tensor] = (),
     normalisation: NormalisationRecord | None = None,
     licence: str = "not stated",
     training: Mapping[str, Any] | None = None,
@@ -57,11 +62,13 @@ def describe(
         bands: names of the input channels in order.
         classes: in the order of the scores' channels.
         resolution: true ground metres per pixel, None for any.
-        tile: side in pixels; by default 512 for a network that pools or attends over the whole tile, else 1024; more
-            where less than half of each side would be core.
-        halo: pixels; ``"auto"`` chooses it (:func:`geoseg.networks.tiling.choose_halo`), at most 320 and, of a tile
-            that is given, a quarter.
-        bound: share of labels that may differ from those of one pass with a chosen halo.
+        tile: side in pixels; by default 512 for a network that pools or attends over the whole tile, else from 1024 to
+            2048, as much as takes 0.9 GB; more where less than half of each side would be core.
+        halo: pixels; ``"auto"`` chooses it on ``pictures`` (:func:`geoseg.networks.tiling.choose_halo_on`) or else on a
+            random one (:func:`geoseg.networks.tiling.choose_halo`), at most 320 and a quarter of a tile that is given.
+        bound: share of labels that may differ from those of one pass with a chosen halo; by default 1e-4, and 5e-4 on
+            ``pictures``, which are judged at tiles of the size they have.
+        pictures: parts of scenes that the network is trained for, as its input.
         normalisation: scaling of the bands, None to measure it on each scene.
         licence: of the weights.
         training: figures of the training.
@@ -89,16 +96,49 @@ def describe(
             raise ConfigError(f"the halo is {halo} pixels: network {name} has none, for it looks at the whole crop.")
         tile_px = _tile(tile or _REFINER_TILE, 0, 1, bounded=False)
         return Description(method="refiner", tile=tile_px, halo=0, tile_exact=False, **told)
-    measured = _measured(module, len(bands), stride, tile, halo, bound)
-    bounded = measured.limit is not None
+    measured, tiling = _judged(module, len(bands), stride, tile, halo, bound, pictures)
+    if tile is None and measured.limit is not None:
+        tile = _large_tile(module, len(bands), measured.halo, stride)
     return Description(
         method="network",
-        tile=_tile(tile, measured.halo, stride, bounded),
+        tile=_tile(tile, measured.halo, stride, bounded=measured.limit is not None),
         halo=measured.halo,
         tile_exact=(info.tile_exact or pools_over_scene(module)) and measured.exact,
-        tiling=_record(measured, None if halo != "auto" else bound),
+        tiling=tiling,
         **told,
     )
+
+
+def _judged(
+    module: nn.Module,
+    in_channels: int,
+    stride: int,
+    tile: int | None,
+    halo: int | Literal["auto"],
+    bound: float | None,
+    pictures: Sequence[torch.Tensor],
+) -> tuple[Measured, TilingRecord]:
+    """Return the halo, chosen if ``"auto"``, and what the bundle says of it.
+
+    Raises:
+        ConfigError: the halo is negative, or the tile has no room for one.
+    """
+    if halo == "auto" and tile is None and pictures:
+        found = choose_halo_on(
+            module, pictures, stride, _large_tile(module, in_channels, 0, stride), bound=bound or SCENE_BOUND
+        )
+        if found is not None:
+            return found, _record(found, bound or SCENE_BOUND, len(pictures))
+    measured = _measured(module, in_channels, stride, tile, halo, bound or BOUND)
+    return measured, _record(measured, (bound or BOUND) if halo == "auto" else None, 0)
+
+
+def _large_tile(module: nn.Module, in_channels: int, halo: int, stride: int) -> int:
+    """Return the side of a tile in pixels that takes what memory tiles may take, within bounds."""
+    side = math.isqrt(int(_TILE_BYTES / max(1.0, bytes_per_pixel(module, in_channels, stride))))
+    # At least half of each side is core: with less, most of the work would be thrown away.
+    side = max(_TILE, min(_LARGE_TILE, side // stride * stride), 4 * halo)
+    return -(-side // stride) * stride
 
 
 def _measured(
@@ -123,8 +163,9 @@ def _measured(
     return measure_at(opened(module), in_channels, stride, halo, limit=limit, tile=fixed)
 
 
-def _record(measured: Measured, bound: float | None) -> TilingRecord:
+def _record(measured: Measured, bound: float | None, pictures: int) -> TilingRecord:
     difference = measured.difference
+    what = f"{pictures} part{'s' if pictures > 1 else ''} of the training's scenes" if pictures else "a random picture"
     finite = difference.score_error < float("inf")
     return TilingRecord(
         bound=bound,
@@ -132,7 +173,7 @@ def _record(measured: Measured, bound: float | None) -> TilingRecord:
         score_error=difference.score_error if finite else None,
         decided_by=measured.decision,
         halo_exact=measured.limit,
-        measured_on=f"a random picture of {measured.picture} × {measured.picture} pixels",
+        measured_on=f"{what} of {measured.picture} × {measured.picture} pixels",
     )
 
 
@@ -162,7 +203,6 @@ def _tile(tile: int | None, halo: int, stride: int, bounded: bool) -> int:
         ConfigError: too large, not a multiple, or a tile without a core.
     """
     if tile is None:
-        # At least half of each side is core: with less, most of the work would be thrown away.
         tile = max(_TILE if bounded else _FIXED_TILE, 4 * halo)
         tile = -(-tile // stride) * stride
     if tile % stride:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+import importlib
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
-import numpy as np
 import torch
 from torch import nn
 
-from geoseg.errors import ConfigError, one_line
+from geoseg.errors import ConfigError
 
-Engine = Literal["torch", "openvino"]
+Engine = Literal["torch", "openvino", "onnxruntime"]
 ENGINES: tuple[str, ...] = get_args(Engine)
+# The libraries that each needs, and the extra that has them.
+_NEEDS = {"openvino": (("openvino",), "openvino"), "onnxruntime": (("onnxruntime", "onnx"), "onnx")}
 # What a run may ask for.
 Asked = Literal["auto", Engine]
 
@@ -26,6 +25,29 @@ _TOLERANCE = 1e-3
 _RECORDED = 128
 
 Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Library(Protocol):
+    """What the module of an engine has: ``geoseg.segmenters.<engine>_engine``."""
+
+    def recorded(self, network: nn.Module, shape: tuple[int, ...], *, free: bool) -> Any:
+        """Return what a network does, recorded on a picture of ``shape`` (N, C, H, W).
+
+        Args:
+            network: what is recorded.
+            shape: of the picture.
+            free: whether pictures of other sizes will be given to it.
+
+        Raises:
+            ConfigError: it cannot be recorded, or the library does not know one of its operations.
+        """
+
+    def compiled(self, model: Any, shape: tuple[int, ...]) -> Run:
+        """Return what computes a recorded model for pictures of ``shape``, in as many threads as torch uses here.
+
+        Raises:
+            ConfigError: it cannot be for that shape.
+        """
 
 
 def check_engine(engine: str, device: torch.device) -> None:
@@ -38,8 +60,10 @@ def check_engine(engine: str, device: torch.device) -> None:
         raise ConfigError(f"there is no engine {engine!r}: use one of {', '.join(ENGINES)}.")
     if engine == "torch":
         return
-    if not _installed(engine):
-        raise ConfigError(f"--engine {engine} needs the library {engine}: pip install 'geoseg[{engine}]'.")
+    libraries, extra = _NEEDS[engine]
+    for library in libraries:
+        if not _installed(library):
+            raise ConfigError(f"--engine {engine} needs the library {library}: pip install 'geoseg[{extra}]'.")
     if device.type != "cpu":
         raise ConfigError(f"--engine {engine} computes on the CPU only: add --device cpu, or use --engine torch.")
 
@@ -52,7 +76,7 @@ def _installed(library: str) -> bool:
 
 
 class Compiled:
-    """A network's scores, computed by OpenVINO in float32.
+    """A network's scores, computed by a library other than PyTorch in float32.
 
     What the network does is recorded on a small picture, and used for tiles of any size if it gives what PyTorch gives
     for a second size; else it is recorded for every size that comes, and compared there.
@@ -60,10 +84,13 @@ class Compiled:
     Args:
         network: from pixels (N, C, H, W) to scores (N, K, H, W); on the CPU, in inference mode.
         stride: multiple of pixels that the sides of tiles are.
+        engine: the library.
     """
 
-    def __init__(self, network: nn.Module, stride: int) -> None:
+    def __init__(self, network: nn.Module, stride: int, engine: str) -> None:
         self._network = network
+        self._engine = engine
+        self._library = cast(Library, importlib.import_module(f"geoseg.segmenters.{engine}_engine"))
         self._stride = max(1, stride)
         self._runs: dict[tuple[int, ...], Run] = {}
         self._general: Any = None
@@ -73,7 +100,7 @@ class Compiled:
         """Return scores (N, K, H, W) float32 for network input (N, C, H, W) float32.
 
         Raises:
-            ConfigError: OpenVINO cannot compute the network, or gives other scores than PyTorch.
+            ConfigError: the library cannot compute the network, or gives other scores than PyTorch.
         """
         shape = tuple(pixels.shape)
         if shape not in self._runs:
@@ -85,13 +112,13 @@ class Compiled:
             self._tried = True
             self._general = self._recorded_for_all(shape[1])
         if self._general is not None:
-            return _compiled(self._general, shape)
-        run = _compiled(_recorded(self._network, shape), shape)
+            return self._library.compiled(self._general, shape)
+        run = self._library.compiled(self._library.recorded(self._network, shape, free=False), shape)
         difference = self._difference(run, shape)
         if not difference <= _TOLERANCE:  # nor is it where scores are not numbers
             raise ConfigError(
-                f"openvino gives other scores than torch for this network (by {difference:.2g} of the largest): use "
-                "--engine torch."
+                f"{self._engine} gives other scores than torch for this network (by {difference:.2g} of the largest): "
+                "use --engine torch."
             )
         return run
 
@@ -100,8 +127,8 @@ class Compiled:
         side = -(-_RECORDED // self._stride) * self._stride
         shape, other = (1, channels, side, side), (1, channels, side + self._stride, side + 2 * self._stride)
         try:
-            model = _recorded(self._network, shape)
-            return model if self._difference(_compiled(model, other), other) <= _TOLERANCE else None
+            model = self._library.recorded(self._network, shape, free=True)
+            return model if self._difference(self._library.compiled(model, other), other) <= _TOLERANCE else None
         except (RuntimeError, ValueError):  # it holds for one size only, or the network takes no such picture
             return None
 
@@ -111,84 +138,3 @@ class Compiled:
         with torch.inference_mode():
             expected = self._network(pixels)
         return float((run(pixels) - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-
-
-def _recorded(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Return the network as OpenVINO's model, recorded on a picture of ``shape``.
-
-    OpenVINO's own ``convert_model`` is left aside: it reports what it converts to its makers.
-
-    Raises:
-        ConfigError: it cannot be recorded, or OpenVINO does not know one of its operations.
-    """
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(), torch.no_grad(), _told():
-        warnings.simplefilter("ignore")  # of tracing, that it is old, and that it takes sizes for constants
-        traced = torch.jit.trace(network, pixels, check_trace=False)
-        # It is asked until the conversion ends, and nothing else keeps it.
-        decoder = TorchScriptPythonDecoder(traced)
-        loaded = _frontend().load(decoder)
-        return _frontend().convert(loaded)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn what PyTorch's tracer and OpenVINO raise inside the block, of many kinds, into one sentence.
-
-    Raises:
-        ConfigError: the engine cannot compute the network.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise ConfigError(
-            f"openvino cannot compute this network ({one_line(error, 160)}): use --engine torch."
-        ) from error
-
-
-# These live as long as the process: with them would go libraries that threads of OpenVINO's may still be in.
-@cache
-def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
-
-
-@cache
-def _manager() -> Any:
-    from openvino.frontend import FrontEndManager
-
-    return FrontEndManager()
-
-
-@cache
-def _frontend() -> Any:
-    return _manager().load_by_framework("pytorch")
-
-
-def _compiled(model: Any, shape: tuple[int, ...]) -> Run:
-    """Return what computes a model for pictures of ``shape``, in as many threads as torch uses here.
-
-    Raises:
-        ConfigError: it cannot be for that shape.
-    """
-    settings = {
-        # The library's own choice may be bfloat16.
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": 1,
-    }
-    with _told():
-        fixed = model.clone()
-        fixed.reshape({fixed.inputs[0]: list(shape)})
-        request = _core().compile_model(fixed, "CPU", settings).create_infer_request()
-
-    def run(pixels: torch.Tensor) -> torch.Tensor:
-        with _told():
-            made = request.infer([np.ascontiguousarray(pixels.numpy())], share_inputs=True, share_outputs=True)
-        # The next call writes to the same memory.
-        return torch.from_numpy(made[0].copy())
-
-    return run

@@ -42,7 +42,7 @@ class Spec:
         classes: the classes, in the order of the scores' channels; None where they follow from the scene (clustering).
         tile: side in pixels of the tiles it is given; a multiple of ``stride``.
         halo: pixels on each side of a tile that only give context; a multiple of ``stride``.
-        stride: shifts by multiples of it shift the scores alike.
+        stride: pixels; shifts by multiples of it shift the scores alike.
         tile_exact: whether scores of the core equal those of one pass over the whole scene.
         bounded: whether they would with a larger halo, so that tiles of any size will do although these are not exact.
         normalisation: scaling of the bands; None where it is measured once on the scene.
@@ -110,7 +110,7 @@ class Tiles:
 
     @classmethod
     def of(cls, pixels: Sequence[Pixels]) -> Tiles:
-        """Return tiles of what was read from a scene: uint8 stays, everything else becomes float32."""
+        """Return tiles of ``pixels`` read from a scene: uint8 stays, everything else becomes float32."""
         data = np.stack([item.data for item in pixels])
         return cls(
             torch.from_numpy(data if data.dtype == np.uint8 else data.astype(np.float32)),
@@ -183,20 +183,27 @@ class Segmenter(ABC):
 
     @abstractmethod
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
-        """Return scores (N, K, H, W), float, on the tiles' device; the largest wins, a softmax gives probabilities."""
+        """Return scores (N, K, H, W), float, on the tiles' device; the largest wins, a softmax gives probabilities.
+
+        Args:
+            tiles: what is to be segmented; what is said of pixels that are not valid does not matter.
+            state: what :meth:`prepare` returned for the scene they are of.
+        """
 
     def segment_with_layers(self, tiles: Tiles, state: State) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scores as :meth:`segment` does, and the layers (N, L, H, W), float, that ``spec.layers`` names.
 
-        Methods that name layers override it; the scores must be those of :meth:`segment`.
+        ``tiles`` and ``state`` are those of :meth:`segment`.  Methods that name layers override it; the scores must be
+        those of :meth:`segment`.
         """
         scores = self.segment(tiles, state)
         return scores, scores.new_zeros((len(scores), 0, *scores.shape[-2:]))
 
     def lattice(self, shape_yx: tuple[int, int]) -> MacroGrid | None:
-        """Return how a scene of so many pixels is to be cut, for a method with a way of its own; None for plain tiles.
+        """Return how a scene is to be cut, for a method with a way of its own; None for plain tiles.
 
-        It belongs to the scene alone, never to a chunk.
+        ``shape_yx`` is height and width of the scene in pixels.  The answer belongs to the scene alone, never to a
+        chunk.
         """
         return None
 
@@ -209,7 +216,7 @@ class Segmenter(ABC):
         return ("torch",)
 
     def accelerate(self, engine: str) -> None:
-        """Let one of :attr:`engines` compute the scores from here on; called after :meth:`place`, if at all.
+        """Let ``engine``, one of :attr:`engines`, compute the scores; called after :meth:`place`, if at all.
 
         Raises:
             ConfigError: it cannot.
@@ -219,7 +226,7 @@ class Segmenter(ABC):
 
 
 def normalised(tiles: Tiles, scaling: Normalisation) -> torch.Tensor:
-    """Return the tiles' pixels as network input: (N, C, H, W) float32, 0 where invalid."""
+    """Return the pixels of ``tiles`` as network input, by ``scaling``: (N, C, H, W) float32, 0 where invalid."""
     return scaled(tiles.pixels, tiles.valid, [scaling])
 
 

@@ -97,7 +97,7 @@ class PlainNetwork(Segmenter):
             ConfigError: the engine is not installed, or computes on the CPU only.
         """
         check_engine(engine, _device(self.module))
-        self._compiled = None if engine == "torch" else Compiled(MainOutput(self.module), self.spec.stride)
+        self._compiled = None if engine == "torch" else Compiled(MainOutput(self.module), self.spec.stride, engine)
 
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return scores (N, K, H, W) float32 for the tiles.

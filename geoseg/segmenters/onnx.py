@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -42,6 +43,9 @@ class OnnxNetwork(Segmenter):
         answer: whether it gives logits or probabilities.
         threshold: probability from which a pixel belongs to the second class, for a model with one channel.
         path: the file, for messages.
+        fill: for each band, what the model is given for pixels without data; 0 for all by default.
+
+    A model for one size of tiles has a spec that takes no other.
 
     Raises:
         BundleError: the model is refused, see :func:`geoseg.segmenters.onnx_graph.read_graph`.
@@ -49,11 +53,19 @@ class OnnxNetwork(Segmenter):
     """
 
     def __init__(
-        self, model: bytes, spec: Spec, *, answer: Answer = "logits", threshold: float = 0.5, path: str = "the model"
+        self,
+        model: bytes,
+        spec: Spec,
+        *,
+        answer: Answer = "logits",
+        threshold: float = 0.5,
+        path: str = "the model",
+        fill: tuple[float, ...] | None = None,
     ) -> None:
         check_installed()
-        self.spec = spec
         self.graph = read_graph(model, path)
+        self.spec = spec if self.graph.tile is None else replace(spec, tile_exact=False, bounded=False)
+        self._fill = None if fill is None or not any(fill) else torch.tensor(fill, dtype=torch.float32)[:, None, None]
         self._model = model
         self._answer = answer
         self._threshold = threshold
@@ -74,8 +86,12 @@ class OnnxNetwork(Segmenter):
         answer, threshold = settings.get("answer"), settings.get("threshold", 0.5)
         if answer not in ("logits", "probabilities") or not isinstance(threshold, float) or not 0 < threshold < 1:
             raise BundleError(f"{bundle.path} does not say what its model answers with: import the model again.")
+        fill = settings.get("fill")
         spec = spec_of(bundle.description)
-        return cls(stored.tobytes(), spec, answer=answer, threshold=threshold, path=bundle.path)
+        if fill is not None and not _fits(fill, len(spec.bands)):
+            raise BundleError(f"{bundle.path} has a fill that is no number for each band: import the model again.")
+        known = None if fill is None else tuple(map(float, fill))
+        return cls(stored.tobytes(), spec, answer=answer, threshold=threshold, path=bundle.path, fill=known)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the session out: the process that takes the segmenter makes its own."""
@@ -92,7 +108,7 @@ class OnnxNetwork(Segmenter):
 
         Where onnxruntime cannot use the GPU, a warning says so and the model runs on the CPU.
         """
-        self._session = _session(self._model, device, self._path)
+        self._session = open_model(self._model, device, self._path)
 
     def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
         """Return scores (N, K, H, W) float32 for the tiles, on their device.
@@ -105,6 +121,8 @@ class OnnxNetwork(Segmenter):
         if scaling is None:
             raise ConfigError("the model has no scaling of its bands: pass the state that prepare(scene) returned.")
         pixels = normalised(tiles, scaling)
+        if self._fill is not None:
+            pixels = torch.where(tiles.valid.unsqueeze(1), pixels, self._fill.to(pixels.device))
         scores = self.scores(pixels.cpu()).to(pixels.device)
         count = scores.shape[1] if self.spec.classes is None else len(self.spec.classes)
         if scores.shape[1] != count:
@@ -165,14 +183,35 @@ def check_installed() -> None:
         ) from error
 
 
-def _session(model: bytes, device: torch.device, path: str) -> Any:
-    """Return the model opened in onnxruntime."""
+def _fits(fill: Any, bands: int) -> bool:
+    """Whether a setting is a finite number for each band."""
+    return (
+        isinstance(fill, list)
+        and len(fill) == bands
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in fill)
+    )
+
+
+def open_model(model: bytes, device: torch.device, path: str, sizes: Mapping[str, int] | None = None) -> Any:
+    """Return a model opened in onnxruntime, with as many threads as torch uses in the calling thread.
+
+    Args:
+        model: the file's bytes.
+        device: where it is to run.
+        path: the file, for messages.
+        sizes: of axes that the model leaves open, by their names.
+
+    Raises:
+        BundleError: onnxruntime cannot open it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is told by its exceptions
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     # Waiting threads would take the cores from the reading of the next tile.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")

@@ -1,6 +1,7 @@
 """What an ONNX file says of itself, and what in one is refused: read as data, before anything runs it.
 
 Metadata are those that GeoDeep and the QGIS plugin Deepness agree on: keys in ``metadata_props`` with values in JSON.
+Files that geoseg wrote also hold, under a key of its own, all that a bundle says.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import ValidationError
+
+from geoseg.bundle import FORMAT_VERSION, Description
 from geoseg.errors import BundleError, one_line
 from geoseg.parsing import read_json
 
@@ -24,6 +28,8 @@ LARGEST_FILE = (1 << 31) - 1
 # Trials take a picture of half as much again, which must fit into memory whoever made the file.
 LARGEST_TILE = 4096
 _MOST_BANDS = 256
+# Where files that geoseg wrote keep the description of their bundle.
+OWN_KEY = "geoseg"
 _LARGEST_METADATA = 1 << 20
 # Operators that come with onnxruntime itself; others would be libraries to load.
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -138,6 +144,29 @@ def read_facts(metadata: Mapping[str, str], path: str) -> Facts:
         std=_numbers(metadata, "standardization_std", path),
         threshold=_number(metadata, ("seg_thresh",), path, 1e-6, 1 - 1e-6),
     )
+
+
+def read_own(metadata: Mapping[str, str], path: str) -> Description | None:
+    """Return what geoseg wrote into a file that it made, None for files of other programs.
+
+    Raises:
+        BundleError: it is no description of an ONNX model, or one of another version.
+    """
+    if OWN_KEY not in metadata:
+        return None
+    record = _value(metadata, OWN_KEY, path)
+    version = record.get("format") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION or record.get("method") != "onnx":
+        raise BundleError(
+            f"{path} has a description of format {version!r} under {OWN_KEY} of its metadata, and this version of "
+            f"geoseg reads format {FORMAT_VERSION} of ONNX models: update geoseg, or export the model again."
+        )
+    try:
+        return Description.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the description"
+        raise BundleError(f"{path} has a bad description: {place}: {first['msg']}.") from error
 
 
 def _parsed(data: bytes, path: str) -> ModelProto:

@@ -19,7 +19,15 @@ from geoseg.networks.pictures import scene_like
 from geoseg.networks.tiling import BOUND, Comparison, Decision, Difference, halos
 from geoseg.segmenters.interface import Spec
 from geoseg.segmenters.onnx import TENSOR, Answer, OnnxNetwork, check_installed
-from geoseg.segmenters.onnx_graph import LARGEST_FILE, LARGEST_TILE, Facts, Graph, read_facts, read_graph
+from geoseg.segmenters.onnx_graph import (
+    LARGEST_FILE,
+    LARGEST_TILE,
+    Facts,
+    Graph,
+    read_facts,
+    read_graph,
+    read_own,
+)
 from geoseg.segmenters.scaling import Scaling, classes_called
 
 _TILE = 512
@@ -44,7 +52,9 @@ def import_onnx(
 ) -> tuple[Description, dict[str, NDArray[Any]]]:
     """Return description and content of a bundle, made of an ONNX file.
 
-    What is not given is taken from the file: from its graph, and from the metadata of GeoDeep and Deepness.
+    What is not given is taken from the file: from its graph, and from the metadata of GeoDeep and Deepness.  A file
+    that geoseg wrote says all of it, and is taken at its word where no more is given than classes, resolution
+    or licence.
 
     Args:
         path: the file.
@@ -66,6 +76,10 @@ def import_onnx(
     name = os.fspath(path)
     data = _content(name)
     graph = read_graph(data, name)
+    own = read_own(graph.metadata, name)
+    untouched = scaling in (None, Scaling()) and (bands, tile, halo, answer) == (None, None, "auto", "auto")
+    if own is not None and untouched:
+        return _as_described(data, own, classes, resolution, licence, name), {TENSOR: np.frombuffer(data, np.uint8)}
     facts = read_facts(graph.metadata, name)
     names = _bands(graph, bands, name)
     scaling = scaling or Scaling()
@@ -96,6 +110,39 @@ def import_onnx(
         training={"imported_from": os.path.basename(name)},
     )
     return description, {TENSOR: np.frombuffer(data, np.uint8)}
+
+
+def _as_described(
+    data: bytes, own: Description, classes: Classes | None, resolution: float | None, licence: str, path: str
+) -> Description:
+    """Return the description that geoseg wrote into a file, once the model is seen to be what it says.
+
+    Raises:
+        BundleError: it takes other bands or tiles, or gives scores of other classes.
+    """
+    answer, threshold = own.settings.get("answer"), own.settings.get("threshold", 0.5)
+    if answer not in ("logits", "probabilities") or not isinstance(threshold, float) or not 0 < threshold < 1:
+        raise BundleError(f"{path} does not say what its model answers with: export it again.")
+    spec = Spec(tuple(own.bands), None, None, own.tile, 0)
+    model = OnnxNetwork(data, spec, answer=answer, threshold=threshold, path=path)
+    graph, count = model.graph, len(own.bands)
+    if graph.channels not in (None, count) or graph.tile not in (None, own.tile) or own.tile > LARGEST_TILE:
+        raise BundleError(
+            f"{path} takes {graph.channels} bands in tiles of {graph.tile or 'any number of'} pixels, and says "
+            f"{count} and {own.tile}: it is damaged, export it again."
+        )
+    table = classes or own.class_table()
+    found = model.scores(scene_like(count, own.tile)).shape[1]
+    if found != len(table):
+        raise BundleError(f"{path} gives scores of {found} classes, not {len(table)}: name each, in order.")
+    return own.model_copy(
+        update={
+            "classes": [ClassRecord(**record) for record in table.as_dicts()],
+            "resolution": resolution or own.resolution,
+            "licence": own.licence if licence == "not stated" else licence,
+            "training": {**own.training, "imported_from": os.path.basename(path)},
+        }
+    )
 
 
 def _content(path: str) -> bytes:

@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from rasterio.features import rasterize
 
+from geoseg.compiling import compiled
 from geoseg.morphology import Mask, dilated, ellipse, eroded
 from geoseg.source import placeless
 from geoseg.training.variation_config import DamageConfig
@@ -140,7 +140,7 @@ def outlines(mask: Mask) -> list[NDArray[np.int64]]:
     return [corners[start:stop] - 1 for start, stop in pairwise(starts)]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _followed(leaving: Any, count: int) -> Any:
     """Return the corners of all outlines, one behind the other, and where each begins.
 

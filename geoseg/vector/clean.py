@@ -17,9 +17,9 @@ import numpy as np
 import pyproj
 import shapely
 from affine import Affine
-from numba import njit
 from numpy.typing import NDArray
 
+from geoseg.compiling import compiled
 from geoseg.grid import Window
 from geoseg.vector import labelling
 from geoseg.vector.label_map import LabelMap
@@ -343,7 +343,7 @@ def _heirs(
     return order[np.append(True, np.diff(region[order]) != 0)] if len(order) else order
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _parts_by_region(regions: Any, stride: int, row: int, col: int, parts: Any, cell: int, count: int) -> Any:
     """Return the area of each of ``count`` regions in parts (int64); the block begins at ``row`` and ``col``."""
     sums = np.zeros(count, np.int64)
@@ -357,7 +357,7 @@ def _parts_by_region(regions: Any, stride: int, row: int, col: int, parts: Any, 
     return sums
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _small_borders(regions: Any, stride: int, small: Any, wide: int, high: int) -> Any:
     """Return every edge between a pixel of a small region and one of another: both regions and the edge's length."""
     one = np.empty(1024, np.int64)

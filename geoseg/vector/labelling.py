@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from geoseg.compiling import compiled
 from geoseg.grid import Window
 
 
@@ -102,7 +102,7 @@ def label_regions(codes: NDArray[np.uint8], none: int) -> Regions:
     return Regions(codes.shape, starts, rows, numbers, first, pixels, saddles)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find(parent: NDArray[np.int32], node: int) -> int:
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -110,7 +110,7 @@ def _find(parent: NDArray[np.int32], node: int) -> int:
     return node
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _runs(codes: Any, starts: Any, rows: Any) -> None:
     """Write down where runs begin, and which is the first of each row: see :class:`Regions`."""
     height, width = codes.shape
@@ -137,7 +137,7 @@ def _runs(codes: Any, starts: Any, rows: Any) -> None:
     starts[used] = height * width
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _numbered_runs(codes: Any, width: int, none: int, starts: Any, rows: Any) -> Any:
     """Return the region of each run, and of each region its first pixel and its number of pixels; and the saddles."""
     labels, parent, first, saddles = _joined_runs(codes, width, none, starts, rows)
@@ -159,7 +159,7 @@ def _numbered_runs(codes: Any, width: int, none: int, starts: Any, rows: Any) ->
     return labels, first[: count + 1].copy(), pixels, saddles
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _joined_runs(codes: Any, width: int, none: int, starts: Any, rows: Any) -> Any:
     """Give every run a number, and unite the numbers of runs that touch.
 
@@ -208,7 +208,7 @@ def _joined_runs(codes: Any, width: int, none: int, starts: Any, rows: Any) -> A
     return labels, parent[: count + 1], first, saddles[:crossings].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _framed(starts: Any, rows: Any, numbers: Any, width: int) -> Any:
     stride = width + 2
     framed = np.zeros((len(rows) + 1) * stride, np.int32)
@@ -221,7 +221,7 @@ def _framed(starts: Any, rows: Any, numbers: Any, width: int) -> Any:
     return framed
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _join_corners(codes: Any, starts: Any, numbers: Any, saddles: Any, groups: Any) -> None:
     """Unite regions across saddles; ``groups`` is a forest over their numbers."""
     for i in range(len(saddles)):
@@ -234,7 +234,7 @@ def _join_corners(codes: Any, starts: Any, numbers: Any, saddles: Any, groups: A
         groups[number] = groups[groups[number]]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def unite_pairs(parent: Any, one: Any, other: Any) -> None:
     """Unite pairs of nodes; afterwards ``parent`` (int32) holds of each node the smallest that it belongs with."""
     for i in range(len(one)):
@@ -244,7 +244,7 @@ def unite_pairs(parent: Any, one: Any, other: Any) -> None:
         parent[node] = parent[parent[node]]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_values(starts: Any, rows: Any, numbers: Any, values: Any, unknown: int, sums: Any, known: Any) -> None:
     """Add values and their number to those of the regions they lie in, run by run."""
     for row in range(values.shape[0]):

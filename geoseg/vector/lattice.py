@@ -21,9 +21,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from geoseg.compiling import compiled
 from geoseg.vector.labelling import Regions
 
 Sides = tuple[NDArray[np.int32], ...]
@@ -119,7 +119,7 @@ def lattice_of(
     return Lattice(flat, (ACROSS + (width + 1) * DOWN).view(np.uint64), height, width, *origin)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _inner_corners(codes: Any, corners: Any) -> None:
     """Write the cracks of all corners but those on the block's edge."""
     height, width = codes.shape
@@ -135,7 +135,7 @@ def _inner_corners(codes: Any, corners: Any) -> None:
             line[i] = east | (south << np.uint8(1)) | (west << np.uint8(2)) | (north << np.uint8(3))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_saddles(corners: Any, starts: Any, numbers: Any, saddles: Any, width: int) -> None:
     """Add to corners within the block where one region lies on both sides of them."""
     for i in range(len(saddles)):

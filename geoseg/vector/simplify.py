@@ -18,9 +18,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from geoseg.compiling import compiled
 from geoseg.vector.pixel_polygons import PixelPolygons
 from geoseg.vector.polygons import NOTHING
 
@@ -55,14 +55,14 @@ def simplified(
     return replace(polygons, corners=corners, ring_starts=starts)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _code(labels: Any, row: int, col: int) -> int:
     if row < 0 or col < 0 or row >= labels.shape[0] or col >= labels.shape[1]:
         return NOTHING
     return labels[row, col]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _changes(labels: Any, x: int, y: int) -> int:
     """How often the label changes on the way round a lattice corner: 0, 2, 3 or 4; from 3 on it is a node."""
     a, b = _code(labels, y - 1, x - 1), _code(labels, y - 1, x)
@@ -70,19 +70,19 @@ def _changes(labels: Any, x: int, y: int) -> int:
     return (a != b) + (b != c) + (c != d) + (d != a)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_node(labels: Any, x: int, y: int) -> bool:
     """Whether an arc ends at a lattice corner: where three or four areas meet, and at the corners of the raster."""
     height, width = labels.shape
     return _changes(labels, x, y) > 2 or ((x == 0 or x == width) and (y == 0 or y == height))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _before(ax: int, ay: int, bx: int, by: int) -> bool:
     return ay < by or (ay == by and ax < bx)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _path_of(corners: Any, smooth: bool, path: Any, stops: Any) -> Any:
     """Lay out an arc in half pixels, and say which of its points a chord may begin or end at.
 
@@ -115,7 +115,7 @@ def _path_of(corners: Any, smooth: bool, path: Any, stops: Any) -> Any:
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _distance(px: float, py: float, ax: float, ay: float, bx: float, by: float) -> float:
     """Squared distance of a point from a segment."""
     dx, dy = bx - ax, by - ay
@@ -127,7 +127,7 @@ def _distance(px: float, py: float, ax: float, ay: float, bx: float, by: float) 
     return ex * ex + ey * ey
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_clear(  # noqa: C901 - one loop for speed
     path: Any, first: int, last: int, labels: Any, low: Any, high: Any
 ) -> bool:
@@ -180,7 +180,7 @@ def _is_clear(  # noqa: C901 - one loop for speed
     return own == 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _meets_again(labels: Any, path: Any, count: int, limit: float, wide: float, high: float, smooth: bool) -> bool:
     """Whether another arc joins the same two nodes as this one without leaving the chord by more than the tolerance.
 
@@ -218,14 +218,14 @@ def _meets_again(labels: Any, path: Any, count: int, limit: float, wide: float, 
     return False
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _heading(dx: int, dy: int) -> int:
     if dx != 0:
         return 0 if dx > 0 else 2
     return 1 if dy > 0 else 3
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_crack(labels: Any, x: int, y: int, heading: int) -> bool:
     """Whether labels differ across the edge that leaves a lattice corner in a direction (0 east, 1 south, …)."""
     if heading == 0:
@@ -237,7 +237,7 @@ def _is_crack(labels: Any, x: int, y: int, heading: int) -> bool:
     return _code(labels, y - 1, x - 1) != _code(labels, y - 1, x)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _farthest(path: Any, stops: Any, first: int, last: int, wide: float, high: float) -> Any:
     """Return the stop farthest from the chord between two others, the first of equals, and its squared distance.
 
@@ -253,7 +253,7 @@ def _farthest(path: Any, stops: Any, first: int, last: int, wide: float, high: f
     return found, most
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _thin(
     path: Any, stops: Any, count: int, labels: Any, limit: float, wide: float, high: float, smooth: bool, keep: Any
 ) -> None:
@@ -298,7 +298,7 @@ def _thin(
             depth += 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _simplify(
     corners: Any, starts: Any, labels: Any, tolerance: float, pixel_wide: float, pixel_high: float, smooth: bool
 ) -> Any:
@@ -334,7 +334,7 @@ def _simplify(
     return out[:used].copy(), offsets
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _add_arc(
     arc: Any, labels: Any, limit: float, wide: float, high: float, smooth: bool, is_ring: bool, out: Any, used: int
 ) -> int:
@@ -364,7 +364,7 @@ def _add_arc(
     return used
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _close(out: Any, begin: int, end: int) -> int:
     """Take out what lies on a straight line, turn the ring to its topmost, then leftmost corner, and close it."""
     first = begin

@@ -16,7 +16,7 @@ class Pieces:
     """What one block knows of regions that go on in other blocks.
 
     Attributes:
-        corners, starts: rings and chains without repeated ends, as in :func:`geoseg.vector.topology.corners_of`.
+        corners, starts: rings and chains without repeated ends, as in :mod:`geoseg.vector.topology`.
         keys: of each ring or chain, the number of its region over all blocks.
         heads, tails: of a chain, its first crack and the crack after its last one, as numbers in the whole raster;
             -1 for rings.

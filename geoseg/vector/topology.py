@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from geoseg.compiling import compiled
 from geoseg.vector.lattice import (
     ACROSS,
     DOWN,
@@ -43,7 +43,7 @@ def room_for(runs: int, height: int, width: int) -> int:
     return 6 * (runs + height) + 8 * (width + 1) + 2 * runs + 8
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _ring(lattice: Any, col: int, row: int, index: int, vertices: Any, used: int) -> int:
     """Walk a ring from a corner back to it, and mark where it turns from north to east.
 
@@ -81,7 +81,7 @@ def _ring(lattice: Any, col: int, row: int, index: int, vertices: Any, used: int
             return np.int64(count)  # type: ignore[return-value]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def trace_shells(lattice: Any, first: Any, is_open: Any, vertices: Any, used: int) -> Any:
     """Walk the shells of regions that lie in one block.
 
@@ -106,7 +106,7 @@ def trace_shells(lattice: Any, first: Any, is_open: Any, vertices: Any, used: in
     return starts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def trace_holes(lattice: Any, starts: Any, rows: Any, numbers: Any, vertices: Any, used: int) -> Any:
     """Walk the rings of holes that close within the block, after all its chains and shells.
 
@@ -139,7 +139,7 @@ def trace_holes(lattice: Any, starts: Any, rows: Any, numbers: Any, vertices: An
     return begins[: holes + 1].copy(), owners[:holes].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def trace_chains(lattice: Any, sides: Any, raster_width: int, vertices: Any) -> Any:
     """Walk the chains: the stretches of rings that come in from the frame and leave through it.
 
@@ -181,13 +181,13 @@ def trace_chains(lattice: Any, sides: Any, raster_width: int, vertices: Any) -> 
     return begins[: count + 1], records[0, :count], records[1, :count], records[2, :count]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _inside(lattice: Any, col: int, row: int) -> bool:
     """Return whether a pixel lies in the block."""
     return 0 <= row < lattice.height and 0 <= col < lattice.width
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _region(lattice: Any, sides: Any, col: int, row: int) -> int:
     """Return the region of a pixel along a side of the block, 0 where it lies in the frame."""
     if not _inside(lattice, col, row):
@@ -197,14 +197,14 @@ def _region(lattice: Any, sides: Any, col: int, row: int) -> int:
     return sides[2 if col == 0 else 3][row]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _crack(lattice: Any, raster_width: int, col: int, row: int, heading: int) -> int:
     """Return the number of the crack that leaves a corner of the block: see :func:`trace_chains`."""
     leave = _LEAVING[heading]
     return 4 * ((lattice.row + row + leave[1]) * raster_width + lattice.col + col + leave[0]) + heading
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _chain(lattice: Any, at: Any, col: int, row: int, vertices: Any, used: int) -> Any:
     """Walk on from the turn ``at`` at a corner until the region lies in the frame.
 
@@ -230,7 +230,7 @@ def _chain(lattice: Any, at: Any, col: int, row: int, vertices: Any, used: int) 
                 return used, col, row, out
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def group_rings(vertices: Any, shells: Any, holes: Any, owners: Any, closed: Any, corners: Any) -> Any:
     """Put the rings of polygons together: each shell before its holes.
 
@@ -270,7 +270,7 @@ def group_rings(vertices: Any, shells: Any, holes: Any, owners: Any, closed: Any
     return rings[: ring + 1].copy(), polygons
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def join_chains(corners: Any, starts: Any, following: Any) -> Any:
     """Join chains end to end into rings.
 
@@ -304,7 +304,7 @@ def join_chains(corners: Any, starts: Any, following: Any) -> Any:
     return joined, offsets[: rings + 1].copy(), members[:rings].copy()
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def from_first_corner(corners: Any, starts: Any) -> Any:
     """Turn each ring so that it starts at its topmost, then leftmost corner, and close it.
 
@@ -327,7 +327,7 @@ def from_first_corner(corners: Any, starts: Any) -> Any:
     return turned, starts + np.arange(rings + 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def chosen_rings(corners: Any, starts: Any, rings: Any, spared: int = 0) -> Any:
     """Return the chosen rings, in the given order, as corners and ring starts; of each, ``spared`` last ones not."""
     offsets = np.zeros(len(rings) + 1, np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +15,29 @@ from tests.benchmarks import (
     bench_memory,
     bench_networks,
     bench_overhead,
+    bench_peers,
     bench_recipes,
     bench_startup,
     bench_training,
     bench_vectorising,
     bench_writing,
+    figures,
 )
 
-_ALL: dict[str, Callable[[Path], None]] = {
+# What `make bench` runs: a scene from its start to its polygons.
+_SUITE: dict[str, Callable[[Path], None]] = {
     "startup": bench_startup.main,
-    "overhead": bench_overhead.main,
     "engines": bench_engines.main,
-    "memory": bench_memory.main,
-    "chunks": bench_cluster.many_chunks,
+    "peers": bench_peers.main,
+    "overhead": bench_overhead.main,
     "workers": bench_cluster.against_processes,
+    "scaling": bench_cluster.scaling,
+    "memory": bench_memory.main,
+    "vectorising": bench_vectorising.main,
+    "writing": bench_writing.main,
+}
+_FURTHER: dict[str, Callable[[Path], None]] = {
+    "chunks": bench_cluster.many_chunks,
     "glnet": bench_global_local.main,
     "networks": bench_networks.main,
     "training": bench_training.main,
@@ -36,17 +45,30 @@ _ALL: dict[str, Callable[[Path], None]] = {
     "losses": bench_recipes.losses,
     "clustering": bench_clustering.buildings,
     "seasons": bench_clustering.seasons,
-    "vectorising": bench_vectorising.main,
     "large": bench_vectorising.large,
-    "writing": bench_writing.main,
 }
 
 
 def main() -> None:
-    """Run the benchmarks named on the command line, or all."""
-    with tempfile.TemporaryDirectory(prefix="geoseg-bench-") as folder:
-        for name in sys.argv[1:] or _ALL:
-            _ALL[name](Path(folder))
+    """Run the benchmarks named on the command line, or those of a scene from its start to its polygons."""
+    known = {**_SUITE, **_FURTHER}
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=main.__doc__)
+    parser.add_argument(
+        "name", nargs="*", choices=[*known, []], default=list(_SUITE), metavar="NAME", help=", ".join(known)
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--chart", type=Path, help="draw the figures that have a mark here, as a PNG")
+    parser.add_argument("--folder", type=Path, help="keep scenes, models and environments here for the next time")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="geoseg-bench-") as passing:
+        folder = given.folder or Path(passing)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in given.name:
+            known[name](folder)
+            if given.json:
+                figures.write_json(given.json)
+    if given.chart:
+        figures.draw(given.chart)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from geoseg.engine.cluster import connected
 from geoseg.engine.predict import Options
 from geoseg.engine.run import run_chunks
 from geoseg.grid import ChunkGrid
+from tests.benchmarks.figures import tell
 from tests.benchmarks.measuring import geoseg
 from tests.benchmarks.models import write_model
 from tests.benchmarks.scenes import write_scene
@@ -105,7 +107,21 @@ def against_processes(folder: Path, side: int = 4096, encoder: str = "resnet18",
             flush=True,
         )
     middle = rounds // 2
-    print(f"median ratio of time {sorted(times)[middle]:.3f}, of CPU {sorted(costs)[middle]:.3f}", flush=True)
+    tell("workers", "--workers 2 over two processes, time", sorted(times)[middle], 1.10)
+    tell("workers", "--workers 2 over two processes, CPU seconds", sorted(costs)[middle], 1.10)
+
+
+def scaling(folder: Path, side: int = 4096, encoder: str = "resnet18", rounds: int = 3) -> None:
+    """Print how many times as fast two workers of one thread each are as one (wanted: at least 1.8), interleaved."""
+    scene = write_scene(folder / f"scene_{side}.tif", side)
+    model = write_model(folder, encoder)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ratios = []
+    for _ in range(rounds):
+        one, two = (_predict(scene, folder / "labels.tif", model, "--workers", str(count)) for count in (1, 2))
+        ratios.append(one.wall_s / two.wall_s)
+        print(f"unet {encoder} {side}²: one worker {one.wall_s:.1f} s, two {two.wall_s:.1f} s", flush=True)
+    tell("scaling", "two workers over one, times as fast", statistics.median(ratios), 1.8, least=True)
 
 
 def _predict(scene: Path, output: Path, model: Path, *more: str) -> Any:

@@ -19,6 +19,7 @@ from geoseg.grid import ChunkGrid
 from geoseg.scene import open_scene
 from geoseg.segmenters.interface import Tiles
 from geoseg.segmenters.loading import load
+from tests.benchmarks.figures import tell
 from tests.benchmarks.measuring import geoseg
 from tests.benchmarks.models import write_model
 from tests.benchmarks.scenes import write_scene
@@ -26,6 +27,7 @@ from tests.benchmarks.scenes import write_scene
 Seconds = tuple[float, float]
 
 _FLOOR_TILE = 512
+_WANTED = {"openvino": 1.25}
 
 
 def main(folder: Path, side: int = 4096, encoder: str = "resnet18", rounds: int = 3) -> None:
@@ -46,9 +48,10 @@ def main(folder: Path, side: int = 4096, encoder: str = "resnet18", rounds: int 
             )
     for engine, ratios in found.items():
         wall, cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
-        print(f"{engine}: median {wall:.2f} F on the clock, {cpu:.2f} F in CPU seconds", flush=True)
+        tell("engines", f"unet {encoder} {side}², {engine}, over F on the clock,", wall, _WANTED.get(engine))
+        tell("engines", f"unet {encoder} {side}², {engine}, over F in CPU seconds,", cpu)
     one, other = (rasterio.open(folder / f"{engine}.tif").read(1) for engine in found)
-    print(f"labels that differ between the engines: {100 * np.mean(one != other):.4f} %", flush=True)
+    tell("engines", "labels that differ between the engines,", 100 * float(np.mean(one != other)), 0.01, unit="%")
 
 
 def _floor(path: Path, model: Path) -> Seconds:

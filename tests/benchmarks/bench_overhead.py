@@ -21,9 +21,12 @@ from geoseg.engine.device import share_cores
 from geoseg.engine.plan import Recipe
 from geoseg.engine.predict import Options, make_plan
 from geoseg.grid import TileGrid
+from tests.benchmarks.figures import tell
 from tests.benchmarks.measuring import geoseg, run
 from tests.benchmarks.models import write_model
 from tests.benchmarks.scenes import write_scene
+
+_WANTED = {"resnet18": 1.15, "resnet50": 1.10}
 
 
 def main(folder: Path, side: int = 4096, encoders: tuple[str, ...] = ("resnet18", "resnet50"), rounds: int = 3) -> None:
@@ -51,11 +54,8 @@ def main(folder: Path, side: int = 4096, encoders: tuple[str, ...] = ("resnet18"
         print(f"unet {encoder}: a whole run on a scene of 256²: {start.cpu_s:.1f} CPU s", flush=True)
         median = sorted(ratios)[len(ratios) // 2]
         print(f"unet {encoder}: loading the network in Python, nothing else, {loading:.1f} CPU s", flush=True)
-        print(
-            f"unet {encoder}: median ratio {median:.3f} to bare forward passes, "
-            f"{median * bare / (bare + loading):.3f} to loading and bare forward passes",
-            flush=True,
-        )
+        tell("overhead", f"unet {encoder} {side}², whole over bare forward passes,", median, _WANTED.get(encoder))
+        tell("overhead", f"unet {encoder} {side}², whole over loading and these,", median * bare / (bare + loading))
 
 
 def _forward_passes(folder: Path, scene: Path, model: Path) -> Callable[[], float]:

@@ -20,6 +20,7 @@ from geoseg.engine.allocator import keep_freed_memory
 from geoseg.vector.label_map import LabelArray
 from geoseg.vector.polygons import polygonize
 from geoseg.vector.simplify import simplified
+from tests.benchmarks.figures import tell
 from tests.benchmarks.label_maps import Kind, label_map
 from tests.benchmarks.measuring import geoseg
 
@@ -89,6 +90,8 @@ def _speed(name: str, labels: np.ndarray) -> None:
         f"{ours_objects / theirs_objects:.3f}",
         flush=True,
     )
+    tell("vectorising", f"{name}, arrays over rasterio's shapes", ours / theirs)
+    tell("vectorising", f"{name}, objects over rasterio's shapes and shapely", ours_objects / theirs_objects)
 
 
 def _simplifying(labels: np.ndarray) -> None:

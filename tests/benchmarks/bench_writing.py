@@ -19,6 +19,7 @@ from geoseg.classes import Classes, LabelClass
 from geoseg.outputs.attributes import Attributes
 from geoseg.outputs.polygons import write_features
 from geoseg.vector.features import Features
+from tests.benchmarks.figures import tell
 from tests.benchmarks.label_maps import CLASSES, Kind, label_map
 
 _PIXEL_M = 0.25
@@ -64,6 +65,9 @@ def main(folder: Path, rounds: int = 3) -> None:
                 f"  .{suffix}: {own:.2f} CPU s (the first time {first:.2f}), theirs {rival:.2f}, "
                 f"ratio {own / rival:.3f}, {path.stat().st_size / 1e6:.1f} and {other.stat().st_size / 1e6:.1f} MB",
                 flush=True,
+            )
+            tell(
+                "writing", f"{kind} {size}², .{suffix}, over pyogrio", own / rival, 0.3 if suffix == "geojson" else None
             )
 
 

@@ -7,36 +7,45 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from geoseg import networks
 from geoseg.bundle import NormalisationRecord, write_bundle
 from geoseg.classes import Classes
+from geoseg.grid import Window
+from geoseg.networks.tiling import picture_side
 from geoseg.normalisation import Normalisation
 from geoseg.scene import open_scene
-from geoseg.segmenters.network import PlainNetwork, new_bundle, spec_of, tensors_of
+from geoseg.segmenters.describing import describe
+from geoseg.segmenters.network import tensors_of
+from geoseg.segmenters.scene_part import part_as_input
 from tests.benchmarks.scenes import kinds, write_scene
 
 _STEPS, _BATCH, _CROP = 80, 6, 128
+_LEARNED = 1024
 
 
 def write_model(folder: Path, encoder: str) -> Path:
-    """Write a bundle of a U-Net with tiles of 1024 pixels and a halo of 64, trained for 80 small steps."""
+    """Write a bundle of a U-Net trained for 80 small steps, with tile and halo as ``geoseg train`` chooses them."""
     path = folder / f"unet_{encoder}.safetensors"
     if path.exists():
         return path
-    scene = open_scene(write_scene(folder / "scene_1024.tif", 1024))
+    scene = open_scene(write_scene(folder / "scene_2048.tif", 2048))
     classes = Classes.parse("background,wheat,maize,wood,water,town")
-    description, tensors = new_bundle(
-        "unet", bands=["red", "green", "blue"], classes=classes, encoder=encoder, tile=1024, halo=64
+    torch.manual_seed(0)
+    module = networks.create("unet", in_channels=3, num_classes=len(classes), encoder=encoder)
+    scaling = Normalisation.of(scene.statistics())
+    corner = Window(0, 0, _LEARNED, _LEARNED)
+    _train(module, scene.read(corner).data, kinds(0, 0, *corner.shape), scaling)
+    description = describe(
+        module,
+        name="unet",
+        bands=["red", "green", "blue"],
+        classes=classes,
+        encoder=encoder,
+        normalisation=NormalisationRecord(**scaling.as_dict()),
+        pictures=[part_as_input(scene, scaling, picture_side(32))[0]],
     )
-    normalisation = Normalisation.of(scene.statistics())
-    description = description.model_copy(update={"normalisation": NormalisationRecord(**normalisation.as_dict())})
-    write_bundle(path, description, tensors, overwrite=True)
-    from geoseg.segmenters.loading import load
-
-    segmenter = load(path)
-    assert isinstance(segmenter, PlainNetwork)
-    _train(segmenter.module, scene.read(scene.window).data, kinds(0, 0, 1024, 1024), normalisation)
-    write_bundle(path, description, tensors_of(segmenter.module), overwrite=True)
-    assert spec_of(description).halo == 64
+    print(f"tiles of {description.tile} pixels, a halo of {description.halo}", flush=True)
+    write_bundle(path, description, tensors_of(module))
     return path
 
 
@@ -48,7 +57,7 @@ def _train(module: torch.nn.Module, pixels: np.ndarray, target: np.ndarray, scal
     optimiser = torch.optim.AdamW(module.parameters(), 2e-3)
     module.train()
     for _ in range(_STEPS):
-        corners = rng.integers(0, 1024 - _CROP, (_BATCH, 2))
+        corners = rng.integers(0, _LEARNED - _CROP, (_BATCH, 2))
         cut = [(slice(None), slice(r, r + _CROP), slice(c, c + _CROP)) for r, c in corners]
         scores = module(torch.stack([image[part] for part in cut]))
         loss = torch.nn.functional.cross_entropy(scores, torch.stack([labels[part[1:]] for part in cut]))

@@ -38,7 +38,14 @@ COMMANDS = (
     "methods",
     "refine",
     "name",
+    "coarse-stats",
+    "coarse-check",
+    "export",
     "demo",
+    "qgis-plugin",
+    "completion",
+    "view",
+    "preview",
 )
 VECTORS = (".geojson", ".geojsonl", ".gpkg", ".fgb", ".parquet")
 HEAVY = {"torch", "rasterio", "geopandas", "dask", "distributed", "timm", "segmentation_models_pytorch", "shapely"}
@@ -417,6 +424,6 @@ def test_the_demo_makes_all_its_files(run: Run, tmp_path: Path) -> None:
     said = run("demo", folder)
     names = sorted(p.name for p in folder.iterdir() if p.suffix not in {".xml", ".qml"})
     assert names == sorted(Path(line).name for line in said.out)
-    assert {"buildings.gpkg", "buildings.qlr", "labels.tif", "confidence.tif", "preview.png"} <= set(names)
+    assert {"buildings.gpkg", "buildings.qlr", "labels.tif", "confidence.tif", "preview.png", "map.html"} <= set(names)
     assert set(_read(folder / "buildings.gpkg")["class_name"]) == {"building"}
     assert len(_read(folder / "buildings.gpkg")) > 100

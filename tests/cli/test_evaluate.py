@@ -110,7 +110,7 @@ def test_without_objects_nothing_is_said_of_them(pair, capsys):
     ("options", "code", "message"),
     [
         (["--boundary", "wide"], 2, "--boundary 'wide' is no distance"),
-        (["--grid", "reference", "--attribute", "kind"], 2, "--attribute kind is of no use"),
+        (["--grid", "reference", "--class-field", "kind"], 2, "--class-field kind is of no use"),
         (["--aoi", "missing.gpkg"], 1, "missing.gpkg does not exist"),
         (["--json", "missing/f.json"], 1, "the folder missing of the output f.json does not exist"),
         (["--values", "--erode", "2"], 2, "--erode is about classes: leave it out, or leave out --values"),

@@ -96,18 +96,18 @@ def test_classes_come_from_a_table_and_are_chosen_by_name_or_value(tmp_path: Pat
     out = tmp_path / "a.gpkg"
 
     def names(*options: object) -> set[str]:
-        run(path, out, "--overwrite", "--value-names", table, *options)
+        run(path, out, "--overwrite", "--names", table, *options)
         return set(read(out)["class_name"])
 
     assert names() == {"road", "roof", "water"}
-    assert names("--class", "roof", "--class", "1") == {"roof", "road"}
-    assert names("--class", "background") == {"background"}
-    assert names("--class", "roof", "--class", "road", "--drop", "road") == {"roof"}
+    assert names("--only", "roof", "--only", "1") == {"roof", "road"}
+    assert names("--only", "background") == {"background"}
+    assert names("--only", "roof", "--only", "road", "--drop", "road") == {"roof"}
     assert names("--drop", "water", "--keep-background") == {"background", "road", "roof"}
     assert "#d55e00" in out.with_suffix(".qml").read_text() or "213,94,0" in out.with_suffix(".qml").read_text()
-    said = run(path, out, "--overwrite", "--value-names", table, "--class", "barn", code=1)
+    said = run(path, out, "--overwrite", "--names", table, "--only", "barn", code=1)
     assert "no class 'barn'" in said
-    said = run(path, out, "--overwrite", "--value-names", table, "--class", "roof", "--drop", "roof", code=2)
+    said = run(path, out, "--overwrite", "--names", table, "--only", "roof", "--drop", "roof", code=2)
     assert "nothing would be written" in said
 
 
@@ -213,17 +213,15 @@ def test_regularised_outlines_are_reported(tmp_path: Path, run: Run) -> None:
     path = write(tmp_path / "a.tif", labels)
     (tmp_path / "names.json").write_text('{"0": "background", "1": "roof"}')
     out = tmp_path / "a.geojson"
-    said = run(path, out, "--regularize", "--value-names", tmp_path / "names.json")
+    said = run(path, out, "--regularize", "--names", tmp_path / "names.json")
     frame = read(out)
     assert len(frame) == 6
     assert f"6 outlines were regularised (mean IoU with the raw ones {frame['regularized_iou'].mean():.3f})" in said
     assert (shapely.get_num_coordinates(frame.geometry.values) == 5).all()
-    run(path, out, "--overwrite", "--regularize", "--keep-background", "--value-names", tmp_path / "names.json")
+    run(path, out, "--overwrite", "--regularize", "--keep-background", "--names", tmp_path / "names.json")
     both = read(out)
     assert both.loc[both["class_name"] == "background", "regularized_iou"].isna().all()
-    said = run(
-        path, out, "--overwrite", "--regularize-class", "background", "--value-names", tmp_path / "names.json", code=2
-    )
+    said = run(path, out, "--overwrite", "--regularize-class", "background", "--names", tmp_path / "names.json", code=2)
     assert "background" in said
 
 
@@ -326,11 +324,11 @@ def test_rasters_that_are_no_labels_are_refused(tmp_path: Path, run: Run) -> Non
     table = tmp_path / "names.csv"
     table.write_text("0,a\n1,b\n2,c\n")
     path = write(tmp_path / "a.tif", blobs())
-    said = run(path, out, "--value-names", table, code=1)
+    said = run(path, out, "--names", table, code=1)
     assert "label value 3" in said
     assert "known values are 0, 1, 2" in said
     table.write_text("0,a\n1,b\nroof,c\n")
-    said = run(path, out, "--value-names", table, code=1)
+    said = run(path, out, "--names", table, code=1)
     assert "names.csv, line 3: the value 'roof'" in said
 
 

@@ -55,7 +55,8 @@ def test_a_batch_goes_there_and_again_does_only_what_is_missing(
     files = {file.relative_to(near).as_posix() for file in near.rglob("*") if file.is_file()}
     assert keys == files - {".geoseg/holder"}
     for name in keys:
-        if Path(name).suffix in {".gpkg", ".tif", ".qml", ".qlr", ".xml"}:
+        # A .qlr there leaves out the scene, which is on this machine.
+        if Path(name).suffix in {".gpkg", ".tif", ".qml", ".xml"}:
             assert storage.get(f"all/out/{name}") == (near / name).read_bytes()
     work = tmp_path / "cache" / "work"
     assert [path.name for folder in work.iterdir() for path in folder.iterdir()] == []

@@ -62,7 +62,7 @@ def test_polygons_without_classes_are_of_the_one_class_there_is():
         found = _match(bare, other)
         assert found.reference == {None: 1}
         assert len(found.classes) == 2
-    with pytest.raises(LabelsError, match=r"bare.gpkg does not tell the class of its polygons: .* --attribute"):
+    with pytest.raises(LabelsError, match=r"bare.gpkg does not tell the class of its polygons: .* --class-field"):
         _match(bare, _named("background,roof,road"))
     with pytest.raises(LabelsError, match="does not tell"):
         _match(bare, Table("other.gpkg", (), fills=True))

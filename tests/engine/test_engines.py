@@ -16,7 +16,10 @@ from geoseg.errors import ConfigError, RunError
 from geoseg.segmenters.engines import ENGINES
 from geoseg.segmenters.interface import Segmenter, Spec, State, Tiles
 
-pytest.importorskip("openvino")
+for library in ("openvino", "onnxruntime", "onnx"):
+    pytest.importorskip(library)
+
+each = pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "torch"])
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +33,22 @@ def _labels(scene: Path, model: Path, path: Path, **options: object) -> np.ndarr
         return file.read(1)
 
 
-def test_labels_are_those_of_torch(tmp_path: Path, piece: Callable[..., Path], unet: Path) -> None:
+@each
+def test_labels_are_those_of_torch(tmp_path: Path, piece: Callable[..., Path], unet: Path, engine: str) -> None:
     """But where two classes are as good as equal: one pixel in ten thousand at most."""
     scene = piece(500, 620, blank=90)
-    ours, theirs = (_labels(scene, unet, tmp_path / f"{name}.tif", engine=name) for name in ("torch", "openvino"))
+    ours, theirs = (_labels(scene, unet, tmp_path / f"{name}.tif", engine=name) for name in ("torch", engine))
     assert len(np.unique(ours)) >= 3
     assert (ours != theirs).mean() <= 1e-4
 
 
-def test_nothing_depends_on_chunks_or_workers(tmp_path: Path, piece: Callable[..., Path], unet: Path) -> None:
+@each
+def test_nothing_depends_on_chunks_or_workers(
+    tmp_path: Path, piece: Callable[..., Path], unet: Path, engine: str
+) -> None:
     scene = piece(400, 420)
     cuts = ({}, {"chunk": 192}, {"chunk": 192, "workers": 2})
-    first, *others = (
-        _labels(scene, unet, tmp_path / f"{n}.tif", engine="openvino", **cut) for n, cut in enumerate(cuts)
-    )
+    first, *others = (_labels(scene, unet, tmp_path / f"{n}.tif", engine=engine, **cut) for n, cut in enumerate(cuts))
     assert all(np.array_equal(first, other) for other in others)
 
 

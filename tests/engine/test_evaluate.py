@@ -259,10 +259,10 @@ def test_empty_and_unknown_attributes_are_left_out(tmp_path):
     frame = geopandas.GeoDataFrame({"kind": [1.0, None, 255.0, 2.0]}, geometry=places, crs=32645)
     frame.to_file(tmp_path / "r.gpkg")
     prediction = write_raster(tmp_path / "p.tif", np.array([[1, 1, 1, 1, 1, 1, 2, 2]], np.uint8))
-    found = geoseg.evaluate(prediction, tmp_path / "r.gpkg", attribute="kind", outside="ignore")
+    found = geoseg.evaluate(prediction, tmp_path / "r.gpkg", class_field="kind", outside="ignore")
     assert found.pixels["reference_ignored"] == 4
     assert np.trace(found.scores.matrix) == 4
-    fewer = geoseg.evaluate(prediction, tmp_path / "r.gpkg", attribute="kind", outside="ignore", ignore=["2"])
+    fewer = geoseg.evaluate(prediction, tmp_path / "r.gpkg", class_field="kind", outside="ignore", ignore=["2"])
     assert fewer.pixels["evaluated"] == 2
 
 
@@ -330,7 +330,7 @@ def test_a_bad_reference_is_refused(name, error, message, pair, tmp_path):
         ({"erode": 1e9}, "--erode 1e\\+09 is refused"),
         ({"boundary": "far"}, "--boundary 'far' is no distance"),
         ({"boundary": "0.1m"}, "--boundary 0.1m is 0.2 to 0.2 pixels here"),
-        ({"attribute": "kind"}, "--attribute kind is of no use"),
+        ({"class_field": "kind"}, "--class-field kind is of no use"),
         ({"resolution": 0.0}, "--resolution 0.0 is refused"),
     ],
 )

@@ -69,12 +69,15 @@ def test_killed_at_random_moments_and_resumed_byte_for_byte(
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out") and p.suffix != ".partial"] == []
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_who_is_told_to_end_says_how_to_go_on(
+    tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes], number: int
+) -> None:
     command = predict_command(tmp_path, town, slow_model, "--chunk", "64")  # small ones, so that many are left
     process = _start(command)
     _wait_for_chunks(tmp_path, 2)
     assert process.poll() is None
-    told = _end(process, signal.SIGINT)
+    told = _end(process, number)
     assert process.returncode == 1
     assert "run the same command again" in told
     assert "Traceback" not in told

@@ -133,13 +133,13 @@ _TARGETS: tuple[tuple[str, str, Change | None, tuple[str, ...]], ...] = (
         "names",
         "names.csv",
         mutations.of_text,
-        (*_VECTORIZE, "--value-names", "{}"),
+        (*_VECTORIZE, "--names", "{}"),
     ),
     (
         "names",
         "names.json",
         mutations.of_json,
-        (*_VECTORIZE, "--value-names", "{}"),
+        (*_VECTORIZE, "--names", "{}"),
     ),
     (
         *("table", "table.csv", mutations.of_text),

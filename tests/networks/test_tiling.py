@@ -8,16 +8,18 @@ from torch import nn
 
 from geoseg import networks
 from geoseg.errors import ConfigError
+from geoseg.networks.one_pass import Difference, OnePass
 from geoseg.networks.pictures import scene_like
 from geoseg.networks.tiling import (
     EXACT,
     Comparison,
-    Difference,
     choose_halo,
+    choose_halo_on,
     compare,
     halos,
     measure_at,
     opened,
+    picture_side,
 )
 
 
@@ -193,3 +195,41 @@ def test_senseless_bounds_are_refused(bound):
 def test_pictures_that_are_too_small_are_refused(steps, tile):
     with pytest.raises(ConfigError, match="larger picture or smaller halos"):
         compare(nn.Identity(), scene_like(2, 512), 1, steps, tile)
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_what_a_tile_shows_by_distance_is_what_it_shows_with_halos(shift):
+    whole = OnePass(_Smooth(40, 6.0, shift), scene_like(1, 400), 1, core=240)
+    profile = whole.by_distance()
+    for found in whole.tile_differences(240, [0, 8, 16, 40, 100]):
+        told = profile.difference(found.halo, 240 - 2 * found.halo)
+        assert (told.disagreement, told.worst) == pytest.approx((found.disagreement, found.worst), rel=1e-9)
+        assert told.score_error == pytest.approx(found.score_error, rel=1e-9)
+
+
+def test_what_a_small_tile_shows_tells_of_larger_ones():
+    # Alike everywhere, or tiles in different places would differ for that alone.
+    network, picture = _Smooth(100, 12.0), torch.randn(1, 1, 1000, 1000, generator=torch.Generator().manual_seed(0))
+    profile = OnePass(network, picture, 1, core=160).by_distance()
+    for found in OnePass(network, picture, 1, core=700).tile_differences(700, [0, 16, 32]):
+        told = profile.difference(found.halo, 700 - 2 * found.halo)
+        assert told.disagreement == pytest.approx(found.disagreement, rel=0.35)
+        assert told.score_error == pytest.approx(found.score_error, rel=0.35)
+
+
+def test_on_scenes_of_its_own_a_network_gets_the_smallest_halo_that_keeps_the_bound():
+    network, pictures = _Smooth(300, 12.0), [scene_like(1, picture_side(1), seed=seed) for seed in (0, 1)]
+    found = choose_halo_on(network, pictures, 1, 1024, bound=2e-3)
+    assert found.decision == "labels"
+    assert 0 < found.halo < 128
+    assert found.difference.disagreement <= 2e-3
+    less = choose_halo_on(network, pictures, 1, 1024, bound=0.9 * found.difference.disagreement)
+    assert less.halo > found.halo
+    # The larger the tiles, the less of them lies near an edge.
+    assert choose_halo_on(network, pictures, 1, 4096, bound=2e-3).halo < found.halo
+
+
+def test_what_is_exact_or_pools_is_not_judged_on_scenes():
+    pictures = [scene_like(1, picture_side(1))]
+    assert choose_halo_on(_Smooth(40, 3.0), pictures, 1, 1024) is None
+    assert choose_halo_on(_Pooled(0.2), pictures, 1, 1024) is None

@@ -17,7 +17,6 @@ import shapely
 from geoseg.classes import Classes, LabelClass
 from geoseg.vector.features import Features
 
-SYSTEM_PYTHON = "/usr/bin/python3"
 CHECKER = Path(__file__).parents[1] / "qgis_check.py"
 
 
@@ -103,19 +102,11 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def qgis():
+def qgis(qgis_python):
     """Return a function that opens files in a headless QGIS and reports what a user would see."""
-    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
-    found = subprocess.run(
-        [SYSTEM_PYTHON, "-c", "import qgis.core"], capture_output=True, text=True, check=False, env=environment
-    )
-    if found.returncode:
-        pytest.skip(f"{SYSTEM_PYTHON} has no QGIS: install python3-qgis and qgis-providers")
 
     def check(*arguments) -> dict:
-        done = subprocess.run(
-            [SYSTEM_PYTHON, CHECKER, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment
-        )
+        done = qgis_python(CHECKER, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shapely import Polygon, box
 
-from geoseg.outputs import compiled, geojson, lines
+from geoseg.outputs import geojson, lines
 from geoseg.outputs.attributes import part
 from geoseg.outputs.compiled import surely_valid
 from geoseg.outputs.decimals import scaled
@@ -199,13 +199,3 @@ def test_what_is_cut_shares_its_points_with_what_is_not(x, y, seed):
     (brought,) = way.bring(np.array([west]))
     found = {tuple(point) for point in scaled(shapely.get_coordinates(brought), 7).tolist()}
     assert expected <= found
-
-
-def test_without_a_place_for_machine_code_it_is_made_anew(monkeypatch):
-    def refuse_cache(cache=False, nogil=False):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: (function, nogil)
-
-    monkeypatch.setattr(compiled, "njit", refuse_cache)
-    assert compiled._compiled(len) == (len, True)

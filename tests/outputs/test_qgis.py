@@ -11,6 +11,7 @@ import rasterio
 import shapely
 from affine import Affine
 
+import geoseg
 from geoseg.classes import Classes, LabelClass
 from geoseg.outputs.cog import write_confidence_cog, write_label_cog
 from geoseg.outputs.polygons import write_features
@@ -91,7 +92,7 @@ def test_a_layer_definition_names_its_files_relative_to_itself(tmp_path, classes
     ]
     write_layer_definition(tmp_path / "run.qlr", layers)
     root = root_of((tmp_path / "run.qlr").read_text("utf-8"))
-    nodes = root.findall("layer-tree-group/layer-tree-layer")
+    nodes = root.findall("layer-tree-group/layer-tree-group[@name='run']/layer-tree-layer")
     assert [n.get("source") for n in nodes] == [
         "./sub/map.gpkg|layername=map",
         "./map.tif",
@@ -255,6 +256,54 @@ def test_a_moved_folder_opens_from_its_layer_definition(run_folder, qgis, tmp_pa
     assert by_name["labels labels"]["crs"] == "EPSG:32633"
     assert str(moved) in by_name["sure confidence"]["source"]
     assert report["png"]["legend_pixels"]["#e60000"] > 1000
+
+
+@pytest.mark.qgis
+@pytest.mark.parametrize(("dtype", "bands"), [("uint8", 4), ("uint16", 4), ("uint16", 1)])
+def test_a_definition_groups_the_outputs_over_their_scene(dtype, bands, raster, qgis, tmp_path, plain):
+    """Red is bright in the upper half, green in the left one; bands as in Sentinel-2: blue, green, red, infrared."""
+    rows, cols = np.mgrid[:120, :160]
+    factor = 1 if dtype == "uint8" else 50
+    blue = np.full(rows.shape, 10) + rows % 3
+    red, green = np.where(rows < 60, 200, 10) + cols % 3, np.where(cols < 80, 200, 10) + cols % 3
+    pixels = np.stack([blue, green, red, blue][:bands]).astype(dtype) * factor
+    names = ("blue", "green", "red", "nir") if bands == 4 else ("pan",)
+    scene = raster(pixels, descriptions=names)
+    (tmp_path / "outputs").mkdir()
+    given = {"bands": ["red", "green", "blue"] if bands == 4 else [1, 1, 1], "keep_background": True}
+    labels, confidence = (tmp_path / "outputs" / name for name in ("labels.tif", "sure.tif"))
+    geoseg.predict(
+        scene, tmp_path / "outputs" / "town.gpkg", plain, labels=str(labels), confidence=str(confidence), **given
+    )
+    shutil.move(tmp_path / "outputs", tmp_path / "moved")
+    report = qgis("--project", tmp_path / "moved" / "town.qlr", "--png", tmp_path / "map.png")
+    assert report["tree"] == [
+        {
+            "name": "town",
+            "shown": True,
+            "below": [
+                {"name": "town polygons", "shown": True},
+                {"name": "labels labels", "shown": False},
+                {"name": "sure confidence", "shown": False},
+                {"name": "scene image", "shown": True},
+            ],
+        }
+    ]
+    polygons, *_, image = report["layers"]
+    assert all(layer["valid"] for layer in report["layers"])
+    assert {layer["crs"] for layer in report["layers"]} == {"EPSG:32645"}
+    assert image["renderer"] == ("multibandcolor" if bands == 4 else "singlebandgray")
+    assert image["attribute"] == ([3, 2, 1] if bands == 4 else 1)
+    assert image["source"] == str(scene)
+    assert polygons["source"].startswith(str(tmp_path / "moved"))
+    # Bytes are shown as they are, wider numbers from their 2nd to their 98th percentile.
+    stretched = [
+        (float(e.findtext("minValue")), float(e.findtext("maxValue")))
+        for e in root_of((tmp_path / "moved" / "town.qlr").read_text("utf-8")).iter()
+        if e.tag.lower().endswith("contrastenhancement")
+    ]
+    expected = {"uint8": [], "uint16": [(500.0, 10_100.0), (500.0, 10_100.0), (500.0, 600.0)]}[dtype]
+    assert stretched == (expected if bands == 4 else expected[2:])
 
 
 @pytest.mark.qgis

@@ -15,12 +15,16 @@ from geoseg.errors import ConfigError
 from geoseg.grid import Window
 from geoseg.networks.inference import MainOutput, fold_batch_norm
 from geoseg.normalisation import Normalisation
-from geoseg.segmenters.engines import Compiled, check_engine
+from geoseg.segmenters.engines import ENGINES, Compiled, check_engine
 from geoseg.segmenters.ensemble import Ensemble, TestTimeAugmentation
 from geoseg.segmenters.interface import Spec, State, Tiles
 from geoseg.segmenters.network import PlainNetwork
 
-pytest.importorskip("openvino")
+for library in ("openvino", "onnxruntime", "onnx"):
+    pytest.importorskip(library)
+
+LIBRARIES = [engine for engine in ENGINES if engine != "torch"]
+each = pytest.mark.parametrize("engine", LIBRARIES)
 
 CPU = torch.device("cpu")
 SPEC = Spec(
@@ -44,11 +48,12 @@ def _tiles(side: int = 128, seed: int = 0) -> Tiles:
     return Tiles(pixels, torch.ones(1, side, side, dtype=torch.bool), (Window(0, 0, side, side),))
 
 
+@each
 @pytest.mark.parametrize("name", ["unet", "icnet", "segformer"])
-def test_scores_are_those_of_torch_to_rounding(name: str) -> None:
+def test_scores_are_those_of_torch_to_rounding(name: str, engine: str) -> None:
     """Also of sizes it was not recorded for, whether the recording holds for all sizes or not."""
     network = MainOutput(fold_batch_norm(_network(name), (1, 3, 128, 128))).eval()
-    compiled = Compiled(network, 32)
+    compiled = Compiled(network, 32, engine)
     for height, width in ((160, 224), (256, 192)):
         pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
         expected, found = network(pixels), compiled(pixels)
@@ -56,19 +61,21 @@ def test_scores_are_those_of_torch_to_rounding(name: str) -> None:
         assert (found.argmax(1) != expected.argmax(1)).float().mean() <= 1e-4
 
 
-def test_what_depends_on_the_size_of_a_tile_is_recorded_for_each() -> None:
+@each
+def test_what_depends_on_the_size_of_a_tile_is_recorded_for_each(engine: str) -> None:
     class Corner(nn.Module):
         """A network whose scores depend on the width of the picture, as a number that recording makes constant."""
 
         def forward(self, pixels):
             return pixels * float(pixels.shape[-1])
 
-    compiled = Compiled(Corner(), 32)
+    compiled = Compiled(Corner(), 32, engine)
     for side in (64, 128, 192):
         assert torch.equal(compiled(torch.ones(1, 2, side, side)), torch.full((1, 2, side, side), float(side)))
 
 
-def test_other_scores_than_torch_gives_are_refused() -> None:
+@each
+def test_other_scores_than_torch_gives_are_refused(engine: str) -> None:
     class Fickle(nn.Module):
         """A network that is another at every call."""
 
@@ -79,10 +86,11 @@ def test_other_scores_than_torch_gives_are_refused() -> None:
             return pixels * float(self.calls)
 
     with pytest.raises(ConfigError, match=r"other scores than torch.*--engine torch"):
-        Compiled(Fickle(), 32)(torch.ones(1, 2, 64, 64))
+        Compiled(Fickle(), 32, engine)(torch.ones(1, 2, 64, 64))
 
 
-def test_scores_that_are_no_numbers_are_refused() -> None:
+@each
+def test_scores_that_are_no_numbers_are_refused(engine: str) -> None:
     class Broken(nn.Module):
         """A network whose weights are spoilt."""
 
@@ -90,68 +98,73 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
             return pixels * float("nan")
 
     with pytest.raises(ConfigError, match="other scores than torch"):
-        Compiled(Broken(), 32)(torch.ones(1, 2, 64, 64))
+        Compiled(Broken(), 32, engine)(torch.ones(1, 2, 64, 64))
 
 
-def test_a_network_that_cannot_be_recorded_is_told_in_one_sentence() -> None:
+@each
+def test_a_network_that_cannot_be_recorded_is_told_in_one_sentence(engine: str) -> None:
     class Strange(nn.Module):
         """A network that answers with what no tracer takes."""
 
         def forward(self, pixels):
             return {1: pixels, "two": 2}
 
-    with pytest.raises(ConfigError, match="openvino cannot compute this network"):
-        Compiled(Strange(), 32)(torch.ones(1, 2, 64, 64))
+    with pytest.raises(ConfigError, match=f"{engine} cannot compute this network"):
+        Compiled(Strange(), 32, engine)(torch.ones(1, 2, 64, 64))
 
 
-def test_scores_that_were_given_stay_as_they_were() -> None:
+@each
+def test_scores_that_were_given_stay_as_they_were(engine: str) -> None:
     segmenter = PlainNetwork(_network("unet"), SPEC)
     segmenter.place(CPU)
-    segmenter.accelerate("openvino")
+    segmenter.accelerate(engine)
     first = segmenter.segment(_tiles(seed=1), State())
     kept = first.clone()
     assert not torch.equal(segmenter.segment(_tiles(seed=2), State()), kept)
     assert torch.equal(first, kept)
 
 
-def test_segmenters_hand_the_engine_on() -> None:
+@each
+def test_segmenters_hand_the_engine_on(engine: str) -> None:
     tiles = _tiles()
     for wrapped in (TestTimeAugmentation, lambda one: Ensemble([one, one])):
         scores = {}
-        for engine in ("torch", "openvino"):
+        for used in ("torch", engine):
             segmenter = wrapped(PlainNetwork(_network("unet"), SPEC))
             segmenter.place(CPU)
-            segmenter.accelerate(engine)
-            scores[engine] = segmenter.segment(tiles, segmenter.prepare(None))
+            segmenter.accelerate(used)
+            scores[used] = segmenter.segment(tiles, segmenter.prepare(None))
         # Not bit for bit, or the engine was not used.
-        assert not torch.equal(scores["torch"], scores["openvino"])
-        torch.testing.assert_close(scores["torch"], scores["openvino"], rtol=1e-3, atol=1e-4)
+        assert not torch.equal(scores["torch"], scores[engine])
+        torch.testing.assert_close(scores["torch"], scores[engine], rtol=1e-3, atol=1e-4)
 
 
-def test_the_number_of_threads_does_not_matter() -> None:
+@each
+def test_the_number_of_threads_does_not_matter(engine: str) -> None:
     before, found = torch.get_num_threads(), []
     network = MainOutput(_network("unet")).eval()
     pixels = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            found.append(Compiled(network, 32)(pixels))
+            found.append(Compiled(network, 32, engine)(pixels))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
-def test_a_segmenter_at_work_can_be_sent_to_others() -> None:
+@each
+def test_a_segmenter_at_work_can_be_sent_to_others(engine: str) -> None:
     segmenter = PlainNetwork(_network("plainconv"), SPEC)
     segmenter.place(CPU)
-    segmenter.accelerate("openvino")
+    segmenter.accelerate(engine)
     segmenter.segment(_tiles(), State())
     again = copy.deepcopy(segmenter)  # by the same way as pickling
     torch.testing.assert_close(again.segment(_tiles(), State()), segmenter.segment(_tiles(), State()))
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no engine 'tensorrt': use one of torch, openvino"):
+    with pytest.raises(ConfigError, match="no engine 'tensorrt': use one of torch, openvino, onnxruntime"):
         check_engine("tensorrt", CPU)
     with pytest.raises(ConfigError, match="on the CPU only: add --device cpu"):
         check_engine("openvino", torch.device("cuda"))

@@ -242,13 +242,13 @@ def test_what_a_new_bundle_says():
     classes = Classes.parse("background,road,roof")
     description, _ = new_bundle("plainconv", bands=["a"], classes=classes, resolution=0.3, options={"depth": 5})
     assert description.settings == {"name": "plainconv", "encoder": None, "options": {"depth": 5}}
-    assert (description.tile, description.halo, description.stride) == (1024, 5, 1)
+    assert (description.tile, description.halo, description.stride) == (2048, 5, 1)
     assert description.tile_exact
     assert description.resolution == 0.3
     description, _ = new_bundle("pspnet", bands=["a"], classes=classes, halo=64)
     assert (description.tile, description.halo, description.tile_exact) == (512, 64, False)
     description, _ = new_bundle("plainconv", bands=["a"], classes=classes, halo=300)
-    assert (description.tile, description.halo) == (1200, 300)
+    assert (description.tile, description.halo) == (2048, 300)
     # Attention to whole channels takes exactness away from a family that has it.
     description, _ = new_bundle("unet", bands=["a"], classes=classes, encoder="mobilenetv3_small_100")
     assert not description.tile_exact
