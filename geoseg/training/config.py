@@ -249,8 +249,8 @@ class TrainConfig(Section):
         count = len(self.coarse.sources)
         if self.targets == "fine":
             given = next((i for i, scene in scenes if any(scene.coarse)), None)
-            if given is not None or count:
-                place = "coarse.sources" if given is None else f"data.scenes.{given}.coarse"
+            if given is not None or self.coarse != CoarseConfig():
+                place = "coarse" if given is None else f"data.scenes.{given}.coarse"
                 raise ValueError(f"{place} is given, but targets is fine: set targets to coarse to learn from it")
             return self
         if not count:

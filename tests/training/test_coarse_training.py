@@ -236,7 +236,9 @@ def test_a_teacher_labels_the_pixels_of_blocks_and_meets_their_shares(given, tmp
     train(given(), tmp_path / "m.safetensors")
     config = check(given())
     site = site_of(given())
-    losses = [loss_of(table, source) for table, source in zip(opened_tables(config), config.coarse.sources, strict=True)]
+    losses = [
+        loss_of(table, source) for table, source in zip(opened_tables(config), config.coarse.sources, strict=True)
+    ]
     teacher = open_teacher(config, str(tmp_path / "m.safetensors"), 3, [site], losses)
     batch = collate([read_window(site, Window(0, col, 64, 64)) for col in (0, 100)], [0, 1])
     labels = teacher.labels(batch)
@@ -264,7 +266,7 @@ def test_teachers_that_do_not_fit_are_refused(given, tmp_path):
             train(made, tmp_path / "n.safetensors")
     made = given()
     made["coarse"]["teacher"] = str(tmp_path / "none.safetensors")
-    with pytest.raises(BundleError, match="none.safetensors"):
+    with pytest.raises(BundleError, match=r"none.safetensors"):
         train(made, tmp_path / "n.safetensors")
 
 
@@ -363,6 +365,11 @@ def test_settings_that_do_not_go_together_are_refused(given, changed, message, t
     made.update(changed)
     with pytest.raises(ConfigError, match=message):
         train(made, tmp_path / "m.safetensors")
+
+
+def test_a_teacher_is_for_coarse_targets(settings):
+    with pytest.raises(ConfigError, match="coarse is given, but targets is fine"):
+        check(settings(coarse={"teacher": "few.safetensors"}))
 
 
 def test_scenes_must_say_what_they_have(given, squares, coarse):
