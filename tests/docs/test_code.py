@@ -20,8 +20,8 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks, name
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
-# What a block imports that only a reader's cluster or QGIS has, and what such a block is about.  It is parsed; its calls
-# are looked at by tests/test_cluster_recipes.py, and run by tests/qgis_plugin.
+# What a block imports that only a reader's cluster or QGIS has, and what such a block is about.  It is parsed; its
+# calls are looked at by tests/test_cluster_recipes.py, and run by tests/qgis_plugin.
 ELSEWHERE = {
     "coiled": "geoseg.batch(",
     "dask_jobqueue": "geoseg.batch(",
