@@ -1,14 +1,17 @@
 """Buildings from coarse labels alone, against the same network with every building outlined.
 
-``python notebooks/coarse_labels.py FOLDER [--steps N] [--seeds N]`` trains with the recipe of ``coarse_labels.yaml``
-and prints building IoU on the test column, mean of the seeds and as a share of the fully supervised network's:
+``python notebooks/coarse_labels.py FOLDER [--recipe NAME] [--steps N] [--seeds N]`` trains with the recipe of
+``coarse_labels.yaml``, a U-Net, or of ``coarse_labels_few.yaml``, a network of few weights, and prints building IoU on
+the test column, mean of the seeds and as a share of the fully supervised network's:
 
 - ``outlines``: the network with fine labels;
 - ``hard``: with the commoner class of each cell as the label of all its pixels;
-- ``block`` and ``class``: label super-resolution by single cells, and by all cells of a class in a patch.
+- ``block`` and ``class``: label super-resolution by single cells, and by all cells of a class in a patch;
+- ``taught``: from the map of the network of few weights, which learned by single cells (``coarse.teacher``).
 
 Cells are of 10 m, as the data has them, and of 30 m, derived here by the same rule.  What was trained is kept in
-FOLDER, and not trained again.  A training takes about 10 minutes of one core; there are seven for each seed.
+FOLDER, and not trained again.  A training of the U-Net takes about 10 minutes of one core, one of the other half a
+minute; there are nine for each seed.
 """
 
 from __future__ import annotations
@@ -40,10 +43,18 @@ TEST = (5 / 6, 1)
 # Lower bounds of the share of buildings in classes 2, 3 and 4; 0 has none, and 1 the rest.
 BOUNDS = (0.2, 0.5, 0.8)
 MOSTLY_BUILDING = (3, 4)
-CASES = ("outlines", "hard 10 m", "block 10 m", "class 10 m", "hard 30 m", "block 30 m", "class 30 m")
+CASES = (
+    "outlines",
+    *(f"{kind} {size}" for size in ("10 m", "30 m") for kind in ("hard", "block", "class", "taught")),
+)
+RECIPES = {"unet": HERE / "coarse_labels.yaml", "few": HERE / "coarse_labels_few.yaml"}
+# Of labels of pixels there are plenty: what keeps few weights from fitting few cells would only hold these back.
+FINE_DECAY = 0.001
 
 
-def main(folder: Path, steps: int | None, seeds: int, cases: list[str], settings: dict[str, Any]) -> None:
+def main(
+    folder: Path, steps: int | None, seeds: int, cases: list[str], settings: dict[str, Any], recipe: str = "unet"
+) -> None:
     """Train all that is not there yet, and print the table."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = {"10 m": (CELLS, TABLE), "30 m": _coarser(folder)}
@@ -51,7 +62,7 @@ def main(folder: Path, steps: int | None, seeds: int, cases: list[str], settings
     found: dict[str, list[float]] = {}
     for seed in range(seeds):
         for case in cases:
-            value = _iou(folder, case, seed, steps, cells, test, settings)
+            value = _iou(folder, case, seed, steps, cells, test, settings, recipe)
             found.setdefault(case, []).append(value)
             print(f"{case}, seed {seed}: {value:.4f}", flush=True)
     full = np.mean(found["outlines"]) if "outlines" in found else np.nan
@@ -62,13 +73,20 @@ def main(folder: Path, steps: int | None, seeds: int, cases: list[str], settings
 
 
 def _iou(
-    folder: Path, case: str, seed: int, steps: int | None, cells: Any, test: Path, settings: dict[str, Any]
+    folder: Path,
+    case: str,
+    seed: int,
+    steps: int | None,
+    cells: Any,
+    test: Path,
+    settings: dict[str, Any],
+    recipe: str,
 ) -> float:
     """Return the IoU of buildings on the test column, of a network that is trained if it has not been."""
-    stem = f"{case.replace(' ', '')}_{seed}"
+    stem = f"{'' if recipe == 'unet' else f'{recipe}_'}{case.replace(' ', '')}_{seed}"
     record = folder / f"{stem}.json"
     if not record.exists():
-        given = _settings(folder, case, cells)
+        given = _settings(folder, case, cells, recipe, seed)
         given["training"] |= {"seed": seed, **({} if steps is None else {"steps": steps})}
         for key, value in settings.items():
             if given["targets"] == "coarse" or not key.startswith("coarse."):
@@ -81,24 +99,40 @@ def _iou(
     return float(json.loads(record.read_text()))
 
 
-def _settings(folder: Path, case: str, cells: Any) -> dict[str, Any]:
+def _settings(folder: Path, case: str, cells: Any, recipe: str, seed: int) -> dict[str, Any]:
     kind, _, size = case.partition(" ")
-    given = read_config(HERE / "coarse_labels.yaml")
-    set_value(given, "network.encoder_weights", encoder_weights())
+    given = read_config(RECIPES[recipe])
+    if recipe == "unet":
+        set_value(given, "network.encoder_weights", encoder_weights())
     if kind == "outlines":
         return _fine(given, FOOTPRINTS)
     raster, table = cells[size]
     if kind == "hard":
         return _fine(given, _hard(raster, folder / f"hard_{size.replace(' ', '')}.tif"))
     set_value(given, "data.scenes.0.coarse", str(raster.resolve()))
-    given["coarse"]["sources"][0] |= {"table": str(table.resolve()), "grouping": kind}
+    grouping = "block" if kind == "taught" else kind
+    given["coarse"]["sources"][0] |= {"table": str(table.resolve()), "grouping": grouping}
+    if kind == "taught":
+        given["coarse"]["teacher"] = str(_teacher(folder, size, cells, seed).resolve())
+        given["training"]["weight_decay"] = min(given["training"]["weight_decay"], FINE_DECAY)
     return given
+
+
+def _teacher(folder: Path, size: str, cells: Any, seed: int) -> Path:
+    """Return the network of few weights that learned from single cells, trained if it has not been."""
+    path = folder / f"few_block{size.replace(' ', '')}_{seed}.safetensors"
+    if not path.exists():
+        given = _settings(folder, f"block {size}", cells, "few", seed)
+        given["training"]["seed"] = seed
+        geoseg.train(given, path, tell=print)
+    return path
 
 
 def _fine(given: dict[str, Any], labels: Path) -> dict[str, Any]:
     """Return the same training with labels of pixels."""
     del given["coarse"], given["data"]["scenes"][0]["coarse"]
     given["targets"] = "fine"
+    given["training"]["weight_decay"] = min(given["training"]["weight_decay"], FINE_DECAY)
     set_value(given, "data.scenes.0.labels", str(labels.resolve()))
     return given
 
@@ -165,9 +199,10 @@ def _setting(text: str) -> tuple[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("coarse_labels"))
+    parser.add_argument("--recipe", choices=RECIPES, default="unet")
     parser.add_argument("--steps", type=int, help="of each training, in place of the recipe's")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--case", action="append", choices=CASES, help="only this one; repeatable")
     parser.add_argument("--set", action="append", default=[], type=_setting, metavar="KEY=JSON", help="of the recipe")
     given = parser.parse_args()
-    main(given.folder, given.steps, given.seeds, given.case or list(CASES), dict(given.set))
+    main(given.folder, given.steps, given.seeds, given.case or list(CASES), dict(given.set), given.recipe)

@@ -237,6 +237,19 @@ ENTRIES = {
         _lsr("lsr-fcn", "fully convolutional", 1, "sixteen 3 × 3 convolutions that see little ground"),
         Entry(
             NetworkInfo(
+                "local-statistics",
+                "fully convolutional",
+                "local means and deviations of the bands and few weights, for coarse labels that are few",
+                encoder=None,
+                stride=1,
+                tile_exact=True,
+                min_size=1,
+                source="Unser 1986, Signal Processing 11(1) 61 (local transforms as texture; this choice is ours)",
+            ),
+            "geoseg.networks.local_statistics:build_local_statistics",
+        ),
+        Entry(
+            NetworkInfo(
                 "unet-lext",
                 "encoder-decoder",
                 "U-Net of six levels that adversarial adaptation was published with, with an auxiliary head on request",

@@ -52,7 +52,11 @@ class CoarseConfig(Section):
     Attributes:
         sources: kinds of coarse labels.
         fine_weight: of the usual loss wherever scenes have fine labels as well; 0 keeps these for validation alone.
+        teacher: a bundle of a network that has learned before, such as one with few weights from the same coarse
+            labels.  Its map is moved in each block to the shares of the block's coarse class, and is what the network
+            learns from by the usual loss, in place of the losses of the sources.
     """
 
     sources: list[CoarseSourceConfig] = Field(default_factory=list)
     fine_weight: float = Field(default=1.0, ge=0)
+    teacher: str | None = None

@@ -17,8 +17,10 @@ from geoseg.training.coarse_config import CoarseSourceConfig
 from geoseg.training.coarse_labels import open_table
 from geoseg.training.coarse_tables import CoarseTable
 from geoseg.training.config import TrainConfig
+from geoseg.training.labels import IGNORE
 from geoseg.training.module import TrainingModule
 from geoseg.training.patches import Batch
+from geoseg.training.teacher import Teacher
 
 
 class CoarseModule(TrainingModule):
@@ -32,17 +34,29 @@ class CoarseModule(TrainingModule):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.coarse = nn.ModuleList()
+        # Not a module of this one: it is neither trained nor kept in checkpoints.
+        self._teacher: Teacher | None = None
 
-    def learn_from(self, losses: Sequence[CoarseLabelLoss]) -> CoarseModule:
-        """Take the losses of the sources, in the order of the configuration, and return the module."""
+    def learn_from(self, losses: Sequence[CoarseLabelLoss], teacher: Teacher | None = None) -> CoarseModule:
+        """Take the losses of the sources, in the order of the configuration, or a teacher; return the module."""
         self.coarse.extend(losses)
+        self._teacher = teacher
         return self
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Let the teacher label patches as they were read, before they are varied."""
+        if self._teacher is not None and self.trainer.training:
+            batch = {**batch, "taught": self._teacher.labels(batch)}
+        return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:
         outputs = self.network(batch["pixels"])
         scores = outputs if isinstance(outputs, torch.Tensor) else outputs["scores"]
         told = self._config.coarse
         total = told.fine_weight * self.loss(outputs, batch["labels"], batch["pixels"])
+        if self._teacher is not None:
+            taught = batch["taught"].where(batch["labels"] == IGNORE, IGNORE)
+            return total + self.loss(outputs, taught, batch["pixels"])
         for number, (loss, source) in enumerate(zip(self.coarse, told.sources, strict=True)):
             assert isinstance(loss, CoarseLabelLoss)
             loss.progress = self.global_step / self._loop.steps
@@ -79,9 +93,10 @@ def opened_tables(config: TrainConfig) -> list[CoarseTable]:
         LabelsError: one that cannot be used.
         ConfigError: settings that do not go with coarse labels.
     """
-    if not config.coarse.fine_weight and "loss" in config.model_fields_set:
+    coarse = config.coarse
+    if not coarse.fine_weight and coarse.teacher is None and "loss" in config.model_fields_set:
         raise ConfigError(f"loss is {config.loss!r}, but coarse.fine_weight is 0: raise that, or leave loss out.")
-    return [open_table(source, config) for source in config.coarse.sources]
+    return [open_table(source, config) for source in coarse.sources]
 
 
 def told_of(tables: Sequence[CoarseTable], pixels: NDArray[np.float64]) -> list[str]:

@@ -298,9 +298,9 @@ class TrainConfig(Section):
             del kept["adaptation"]
         for source in kept["coarse"]["sources"]:
             source["table"] = Path(source["table"]).name
-        for key in ("encoder_weights", "start"):
-            if kept["network"][key] is not None:
-                kept["network"][key] = Path(kept["network"][key]).name
+        for section, key in (("network", "encoder_weights"), ("network", "start"), ("coarse", "teacher")):
+            if kept[section][key] is not None:
+                kept[section][key] = Path(kept[section][key]).name
         return kept
 
 

@@ -220,6 +220,7 @@ class LoopRun:
         from geoseg.training.module import TrainingModule
         from geoseg.training.refiner import RefinerModule
         from geoseg.training.starting import encoder_of, find_encoder
+        from geoseg.training.teacher import open_teacher
 
         config = self.config
         encoder = find_encoder(network)
@@ -230,8 +231,12 @@ class LoopRun:
             return RefinerModule(network, encoder, RefinementLoss(), *made)
         supervision = Supervision(self.loss, self.settings.name)
         if self.tables:
-            module = CoarseModule(network, encoder, supervision, *made)
-            return module.learn_from([loss_of(*each) for each in zip(self.tables, config.coarse.sources, strict=True)])
+            told, sites = config.coarse, self.sites
+            given = [loss_of(*each) for each in zip(self.tables, told.sources, strict=True)]
+            teacher = None
+            if told.teacher is not None:
+                teacher = open_teacher(config, told.teacher, len(sites[0].scene.bands), sites, given)
+            return CoarseModule(network, encoder, supervision, *made).learn_from(given, teacher)
         return TrainingModule(network, encoder, supervision, *made)
 
     def _batches(self, step: int, rank: int, world: int) -> Any:

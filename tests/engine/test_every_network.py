@@ -26,6 +26,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "hrnet": {"width": "small-v1"},
     "icnet": {},
     "segnet": {"width": 8},
+    "local-statistics": {"scales": [1, 2], "hidden": [4]},
     "unet-lext": {"width": 4},
     "unet++": {"encoder": "test_resnet", "decoder_channels": [32, 16, 8, 8, 8]},
     "manet": {"encoder": "test_resnet", "decoder_channels": [32, 16, 8, 8, 8]},

@@ -22,6 +22,7 @@ _SMALL = {
     "lsr-unet": {},
     "lsr-unet-large": {},
     "lsr-fcn": {"width": 4, "depth": 3},
+    "local-statistics": {"scales": [1, 2], "hidden": [4]},
     "unet-lext": {"width": 4},
     "unet++": {"encoder": "test_resnet", "decoder_channels": [32, 16, 8, 8, 8]},
     "manet": {"encoder": "test_resnet", "decoder_channels": [32, 16, 8, 8, 8]},

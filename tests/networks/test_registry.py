@@ -33,6 +33,7 @@ def test_the_families_of_the_survey_are_there():
     encoder_decoders = {"unet", "unet++", "linknet", "manet", "segformer", "dpt", "segnet"}
     pyramids = {"fpn", "pspnet", "pan", "upernet", "deeplabv3", "deeplabv3+"}
     own = {"san", "gsn", "hrnet", "icnet", "fcn8s", "plainconv", "lsr-unet", "lsr-unet-large", "lsr-fcn", "unet-lext"}
+    own |= {"local-statistics"}
     kept = {"torchvision-fcn", "torchvision-deeplabv3", "torchvision-lraspp"}
     assert encoder_decoders | pyramids | own | kept <= set(networks.names())
     exact = {name for name in networks.names() if networks.info(name).tile_exact}

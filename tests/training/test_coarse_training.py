@@ -15,8 +15,9 @@ from affine import Affine
 from rasterio.warp import transform_bounds
 
 from geoseg.bundle import read_bundle
-from geoseg.errors import ConfigError, GeosegWarning, LabelsError
+from geoseg.errors import BundleError, ConfigError, GeosegWarning, LabelsError
 from geoseg.grid import Window
+from geoseg.training.coarse_module import loss_of, opened_tables
 from geoseg.training.coarse_stats import coarse_stats
 from geoseg.training.coarse_tables import NLCD_CLASSES
 from geoseg.training.config import check
@@ -25,6 +26,7 @@ from geoseg.training.labels import IGNORE
 from geoseg.training.patches import collate, read_patch, read_window
 from geoseg.training.sampling import Place, count
 from geoseg.training.site import open_sites
+from geoseg.training.teacher import open_teacher
 from tests.conftest import write_raster
 from tests.training.conftest import NORTH, PIXEL, WEST, same
 
@@ -213,6 +215,57 @@ def test_no_fine_label_is_needed(given, squares, tmp_path, grouping):
     assert record["targets"] == "coarse"
     assert record["data"]["scenes"][0]["coarse"] == ["coarse.tif"]
     assert record["coarse"]["sources"][0]["table"] == "table.csv"
+
+
+def test_a_network_learns_from_one_that_learned_before(given, squares, tmp_path):
+    """From a table that says the same of every cell nothing can be learned: what the network knows, it was taught."""
+    few = given(network={"name": "local-statistics", "options": {"scales": [1, 2]}}, training={"steps": 25, "lr": 0.05})
+    train(few, tmp_path / "few.safetensors")
+    (tmp_path / "blind.csv").write_text("code,mean_square,sd_square\n" + "".join(f"{z},0.2,0.4\n" for z in range(5)))
+    scene = {"labels": str(squares[1]), "train": [0, 0.75], "validation": [0.75, 1]}
+    made = given(scene, {"table": str(tmp_path / "blind.csv")}, training={"steps": 25})
+    made["coarse"] |= {"fine_weight": 0, "teacher": str(tmp_path / "few.safetensors")}
+    with pytest.warns(GeosegWarning, match="the network cannot learn from them"):
+        report = train(made, tmp_path / "taught.safetensors")
+    assert report.figures["iou"]["square"] > 0.8
+    record = read_bundle(tmp_path / "taught.safetensors").description.training["config"]
+    assert record["coarse"]["teacher"] == "few.safetensors"
+
+
+def test_a_teacher_labels_the_pixels_of_blocks_and_meets_their_shares(given, tmp_path):
+    train(given(), tmp_path / "m.safetensors")
+    config = check(given())
+    site = site_of(given())
+    losses = [loss_of(table, source) for table, source in zip(opened_tables(config), config.coarse.sources, strict=True)]
+    teacher = open_teacher(config, str(tmp_path / "m.safetensors"), 3, [site], losses)
+    batch = collate([read_window(site, Window(0, col, 64, 64)) for col in (0, 100)], [0, 1])
+    labels = teacher.labels(batch)
+    blocks, classes = batch["blocks_0"], batch["block_classes_0"]
+    assert torch.equal(labels == IGNORE, blocks < 0)
+    kinds = classes.gather(1, blocks.flatten(1).clamp(min=0)).view(blocks.shape)
+    none, many = (float((labels == 1)[(blocks >= 0) & (kinds == kind)].float().mean()) for kind in (0, 4))
+    assert none < 0.1
+    assert many > 0.7
+
+
+def test_teachers_that_do_not_fit_are_refused(given, tmp_path):
+    train(given(), tmp_path / "m.safetensors")
+    for data, message in (
+        ({"classes": "background,roof"}, "coarse.teacher .*m.safetensors has the classes background, square where"),
+        ({"bands": [1, 2]}, "coarse.teacher .*m.safetensors is for 3 bands where the scenes give 2"),
+    ):
+        made = given()
+        made["data"] |= data
+        made["coarse"]["teacher"] = str(tmp_path / "m.safetensors")
+        if "classes" in data:
+            (tmp_path / "roofs.csv").write_text((tmp_path / "table.csv").read_text().replace("square", "roof"))
+            made["coarse"]["sources"][0]["table"] = str(tmp_path / "roofs.csv")
+        with pytest.raises(ConfigError, match=message):
+            train(made, tmp_path / "n.safetensors")
+    made = given()
+    made["coarse"]["teacher"] = str(tmp_path / "none.safetensors")
+    with pytest.raises(BundleError, match="none.safetensors"):
+        train(made, tmp_path / "n.safetensors")
 
 
 def test_equal_runs_give_equal_models(given, tmp_path):
