@@ -1,7 +1,7 @@
 """What mkdocs is told while it builds the site: pages made of files outside of ``docs``, links, the commands' help.
 
 Links in the documents are those of the repository, so that they work where the sources are read; a link to a file that
-has no page goes to the repository's own site.
+has no page goes to the site of the repository, where ``repo_url`` in ``mkdocs.yml`` says which; else its words remain.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 from mkdocs.config.defaults import MkDocsConfig
@@ -26,27 +25,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
 }
 _COMMANDS = "commands.md"
-_LINK = re.compile(r"(?P<start>\]\()(?P<target>[^)\s#]+)(?P<rest>(?:#[^)\s]*)?\))")
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the navigation that this checkout has not."""
-    made = {*OUTSIDE.values(), _COMMANDS}
-    folder = Path(config.docs_dir)
-    config.nav = _present(config.nav or [], lambda page: page in made or (folder / page).exists())
-    return config
-
-
-def _present(entries: list[Any], there: Any) -> list[Any]:
-    """Return the navigation with the pages that are there."""
-    kept = []
-    for entry in entries:
-        ((title, content),) = entry.items()
-        if isinstance(content, list):
-            kept.append({title: _present(content, there)})
-        elif there(content):
-            kept.append(entry)
-    return kept
+_LINK = re.compile(r"\[(?P<words>[^\]\[]*)\]\((?P<target>[^)\s#]+)(?P<rest>(?:#[^)\s]*)?)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -61,17 +40,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links between files of the repository into links between pages."""
     uri = page.file.src_uri
     source = next((name for name, made in OUTSIDE.items() if made == uri), f"docs/{uri}")
-    return relinked(markdown, source, uri, str(config.repo_url))
+    return relinked(markdown, source, uri, config.repo_url)
 
 
-def relinked(text: str, source: str, uri: str, repository: str) -> str:
+def relinked(text: str, source: str, uri: str, repository: str | None) -> str:
     """Return the text of the page ``uri``, made of the file ``source`` of the repository, with its links as pages.
 
     Args:
         text: Markdown.
         source: path from the root of the repository, ``docs/data.md``.
         uri: path of the page in the site's sources, ``data.md``.
-        repository: address of the repository.
+        repository: address of the repository, if it has one.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -82,11 +61,13 @@ def relinked(text: str, source: str, uri: str, repository: str) -> str:
         if path in OUTSIDE or (path.startswith("docs/") and not path.startswith("docs/making/")):
             place = OUTSIDE.get(path) or path.removeprefix("docs/")
             place = posixpath.relpath(place, posixpath.dirname(uri) or ".")
+        elif (ROOT / path).exists() and not repository:
+            return match["words"]
         elif (ROOT / path).exists():
             place = f"{repository}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
         else:
             return match[0]
-        return f"{match['start']}{place}{match['rest']}"
+        return f"[{match['words']}]({place}{match['rest']})"
 
     return _LINK.sub(replaced, text)
 

@@ -73,7 +73,7 @@ class GeosegAlgorithm(QgsProcessingAlgorithm):
         return self.description
 
     def add_options(self) -> None:
-        """Add the parameters of :attr:`options`."""
+        """Add the parameters of ``options``."""
         for option in self.options:
             self.addParameter(option.parameter())
 

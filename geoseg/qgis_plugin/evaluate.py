@@ -37,7 +37,7 @@ class Evaluate(GeosegAlgorithm):
     )
     stages = (("pixels", 90), ("structure", 10))
     options = (
-        Option("ATTRIBUTE", "--attribute", "Attribute of polygons that tells their class", "text", advanced=False),
+        Option("ATTRIBUTE", "--class-field", "Attribute of polygons that tells their class", "text", advanced=False),
         Option("CLASS", "--class", "One class for all polygons of the reference", "text", advanced=False),
         Option("RESOLUTION", "--resolution", "Compare at so many metres per pixel", "number"),
         Option("ERODE", "--erode", "Also score without pixels so near to another class (pixels)", "number", 0.0),

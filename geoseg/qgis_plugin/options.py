@@ -91,7 +91,7 @@ class Option:
 
 
 def arguments_of(options: Tuple[Option, ...], algorithm: Any, parameters: Any, context: Any) -> List[str]:
-    """Return what the values of the parameters are on the command line; see :meth:`Option.arguments`."""
+    """Return what the values of the parameters are on the command line; see ``Option.arguments``."""
     return [word for option in options for word in option.arguments(algorithm, parameters, context)]
 
 

@@ -46,7 +46,7 @@ class Vectorize(GeosegAlgorithm):
         arguments = ["--overwrite", *self.option_arguments(parameters, context)]
         names = self.parameterAsString(parameters, "NAMES", context).strip()
         if names:
-            arguments.append(f"--value-names={names}")
+            arguments.append(f"--names={names}")
         if parameters.get("CONFIDENCE") not in (None, ""):
             arguments.append(f"--confidence={self.raster_in(parameters, 'CONFIDENCE', context)}")
         paths = self.outputs(parameters, ("OUTPUT",), context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 import time
@@ -13,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from geoseg.errors import ConfigError, SceneError
+from geoseg.errors import ConfigError
 from geoseg.outputs.staging import check_place
 from geoseg.training.config import TrainConfig, check, read_config
 from geoseg.training.lightning import accelerator, hushed, loggers, precision
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from geoseg.training.site import Site
 
 Progress = Callable[[str, int, int], None]
-
-# The halo is chosen on so many parts of scenes: each costs a few passes.
-_PICTURES = 2
 
 # Networks whose training has a course of its own, and the :class:`Run` of each, as ``module:class``.
 _COURSES = {
@@ -368,26 +364,15 @@ class LoopRun:
     def _described(self, network: Any, **told: Any) -> Description:
         """Return what the bundle says of the network."""
         from geoseg.segmenters.describing import describe
+        from geoseg.training.pictures import pictures_of
 
         settings = self.settings
         # Crops of the size it learned from, with as much again round them.
         tile = 2 * self.config.training.patch if self.refines else None
         name, encoder, options = settings.name, settings.encoder, settings.options
-        pictures = [] if self.refines else self._pictures(int(getattr(network, "stride", 1)))
+        stride = int(getattr(network, "stride", 1))
+        pictures = [] if self.refines else pictures_of(self.sites, self._scalings[0], stride)
         return describe(network, name=name, encoder=encoder, options=options, tile=tile, pictures=pictures, **told)
-
-    def _pictures(self, stride: int) -> list[Any]:
-        """Return parts of the first scenes as network input, to choose the halo on."""
-        from geoseg.networks.tiling import picture_side
-        from geoseg.segmenters.scene_part import part_as_input
-
-        found = []
-        for site, scaling in zip(self.sites, itertools.cycle(self._scalings[0]), strict=False):
-            with contextlib.suppress(SceneError):  # hardly any data in it
-                found.append(part_as_input(site.scene, scaling, picture_side(stride))[0])
-            if len(found) == _PICTURES:
-                break
-        return found
 
 
 def _rounded(network: nn.Module, kind: str) -> dict[str, NDArray[Any]]:

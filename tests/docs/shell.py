@@ -13,18 +13,35 @@ from tests.docs.pages import Block
 
 # Words that a shell line of the documents may begin with beside ``geoseg``; another one is a slip, or belongs here.
 OTHERS = {
-    *("CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1", "apt-get", "cd", "cp", "dask", "do", "done", "export", "for"),
+    *(
+        "CUDA_VISIBLE_DEVICES=0",
+        "CUDA_VISIBLE_DEVICES=1",
+        "apt-get",
+        "cd",
+        "cp",
+        "dask",
+        "do",
+        "done",
+        "eval",
+        "export",
+        "for",
+    ),
     *("git", "kubectl", "make", "pip", "python", "split"),
 }
 
 
 def lines(block: Block) -> Iterator[list[str]]:
-    """Yield the words of each command of a block; a line that ends in a backslash goes on."""
+    """Yield the words of each command of a block; a line that ends in a backslash goes on.
+
+    Where its output goes is left out.
+    """
     for line in re.sub(r"\\\n", " ", block.text).splitlines():
         # Only a word of its own begins a comment: a colour such as #d55e00 does not.
         words = shlex.split(re.sub(r"(?:^|\s)#.*", "", line))
         if words and words[-1] == "&":
             words.pop()
+        if len(words) > 2 and words[-2] == ">":
+            del words[-2:]
         if words:
             yield words
 

@@ -20,9 +20,13 @@ from tests.docs.pages import PAGES, ROOT, Block, blocks, name
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
-# What a block imports that only a reader's cluster has; such a block is parsed, and its calls are looked at by
-# tests/test_cluster_recipes.py.
-ELSEWHERE = {"coiled", "dask_jobqueue"}
+# What a block imports that only a reader's cluster or QGIS has, and what such a block is about.  It is parsed; its
+# calls are looked at by tests/test_cluster_recipes.py, and run by tests/qgis_plugin.
+ELSEWHERE = {
+    "coiled": "geoseg.batch(",
+    "dask_jobqueue": "geoseg.batch(",
+    "processing": 'processing.run("geoseg:predict"',
+}
 # What the commands above the code of a page have written.
 WRITTEN = {"docs/looking.md": "buildings.gpkg", "docs/outputs.md": "houses.gpkg"}
 # A block is saved under this name where the page says so, and the blocks below import it.
@@ -64,8 +68,9 @@ def test_python_of_a_page_runs(page: str, place: Path, capsys: pytest.CaptureFix
     if page in WRITTEN:
         geoseg.predict("scene.tif", WRITTEN[page], "land.safetensors", labels="labels.tif")
     for block in own:
-        if _modules(block.text) & ELSEWHERE:
-            assert "geoseg.batch(" in block.text
+        elsewhere = _modules(block.text) & ELSEWHERE.keys()
+        if elsewhere:
+            assert all(ELSEWHERE[module] in block.text for module in elsewhere)
             continue
         if saved:
             Path(saved.pop(0)).write_text(block.text)

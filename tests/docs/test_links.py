@@ -13,7 +13,13 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, anchors, links, name, prose, read
 
 _NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-_CODE = sorted([*(ROOT / "geoseg").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
+# The plugin's modules can be imported within QGIS alone.
+_PLUGIN = ROOT / "geoseg" / "qgis_plugin"
+_CODE = sorted(
+    path
+    for path in [*(ROOT / "geoseg").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
+    if not path.is_relative_to(_PLUGIN)
+)
 _ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):`~?([\w.]+)`")
 # Files that documents speak of by their path from the root, outside of links too.
 _PATH = re.compile(r"`((?:docs|geoseg|cli|tests|notebooks)/[\w./-]*\w|(?:README|CONTRIBUTING|SECURITY|CHANGELOG)\.md)`")

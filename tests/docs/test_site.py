@@ -15,9 +15,6 @@ from tests.docs.pages import PAGES, ROOT, name, read
 
 mkdocs = pytest.importorskip("mkdocs", reason="the extra docs is not installed")
 
-# Pages of parts that are not in every checkout; the navigation has a place for them.
-LATER = {"qgis.md", "export.md"}
-
 
 def _navigation() -> set[str]:
     """Return the pages that the navigation names."""
@@ -40,7 +37,7 @@ def _navigation() -> set[str]:
 def test_every_page_has_its_place_in_the_navigation() -> None:
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")}
     made = {"index.md", "contributing.md", "security.md", "changelog.md", "commands.md"}
-    assert _navigation() - LATER == (pages | made) - LATER
+    assert _navigation() == pages | made
 
 
 @pytest.mark.slow

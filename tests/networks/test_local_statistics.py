@@ -56,10 +56,7 @@ def test_it_sees_three_deviations_and_has_few_weights():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (
-            {"scales": []},
-            "scales of network local-statistics is .*: give a list of one or more numbers from 0.3 to 128",
-        ),
+        ({"scales": []}, "scales of network local-statistics is .*: give a list of one or more numbers"),
         ({"scales": [1, 500]}, "from 0.3 to 128"),
         ({"hidden": [2.5]}, "hidden of network local-statistics is .*: give a list of whole numbers from 1 to 4096"),
         ({"hidden": 16}, "hidden of network local-statistics is 16"),

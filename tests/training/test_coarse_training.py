@@ -236,9 +236,8 @@ def test_a_teacher_labels_the_pixels_of_blocks_and_meets_their_shares(given, tmp
     train(given(), tmp_path / "m.safetensors")
     config = check(given())
     site = site_of(given())
-    losses = [
-        loss_of(table, source) for table, source in zip(opened_tables(config), config.coarse.sources, strict=True)
-    ]
+    tables = opened_tables(config)
+    losses = [loss_of(*each) for each in zip(tables, config.coarse.sources, strict=True)]
     teacher = open_teacher(config, str(tmp_path / "m.safetensors"), 3, [site], losses)
     batch = collate([read_window(site, Window(0, col, 64, 64)) for col in (0, 100)], [0, 1])
     labels = teacher.labels(batch)
@@ -266,7 +265,7 @@ def test_teachers_that_do_not_fit_are_refused(given, tmp_path):
             train(made, tmp_path / "n.safetensors")
     made = given()
     made["coarse"]["teacher"] = str(tmp_path / "none.safetensors")
-    with pytest.raises(BundleError, match=r"none.safetensors"):
+    with pytest.raises(BundleError, match=r"none\.safetensors"):
         train(made, tmp_path / "n.safetensors")
 
 

@@ -212,3 +212,18 @@ def test_a_loss_that_is_none_is_refused_before_anything_is_read(settings: Settin
     given["data"]["scenes"][0]["image"] = "missing.tif"
     with pytest.raises(ConfigError, match="no loss named 'cee'"):
         geoseg.train(given, tmp_path / "m.safetensors")
+
+
+@pytest.mark.slow
+def test_a_network_that_reaches_far_has_its_halo_chosen_on_the_scenes_of_its_training(
+    settings: Settings, tmp_path: Path
+) -> None:
+    given = settings(network={"name": "unet"}, training={**settings()["training"], "steps": 20})
+    geoseg.train(given, tmp_path / "m.safetensors")
+    about = read_bundle(tmp_path / "m.safetensors").description
+    assert about.tiling is not None
+    assert about.tiling.measured_on == "1 part of the training's scenes of 1152 × 1152 pixels"
+    assert about.tiling.bound == 5e-4
+    assert about.halo % about.stride == 0
+    assert 0 <= about.halo <= 256
+    assert about.halo == 256 or about.tiling.decided_by != "labels" or about.tiling.disagreement <= 5e-4
