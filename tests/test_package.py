@@ -112,7 +112,7 @@ def test_every_import_of_the_product_is_a_stated_dependency() -> None:
     stated = [*project["dependencies"], *extras["parquet"], *extras["onnx"], *extras["openvino"], *extras["s3"]]
     names = {entry.split(">")[0].split("[")[0].strip().replace("-", "_").lower() for entry in stated}
     # Import names that differ, and what comes for certain with a stated one.
-    names |= {"odc", "affine", "yaml"} | ({"cloudpickle"} if "distributed" in names else set())
+    names |= {"odc", "affine", "yaml"} | ({"cloudpickle", "tornado"} if "distributed" in names else set())
     names |= {"botocore"} if "boto3" in names else set()
     names |= {"pil"} if "pillow" in names else set()
     names |= {"skimage"} if "scikit_image" in names else set()

@@ -16,6 +16,7 @@ import dask
 from distributed import Client, LocalCluster, get_worker
 from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
+from tornado.util import TimeoutError as TornadoTimeoutError
 
 from geoseg.engine.allocator import keep_freed_memory
 from geoseg.engine.crew import Crew
@@ -209,11 +210,9 @@ def connected(options: Options) -> Iterator[Crew]:
         ConfigError: a resource that makes no sense.
     """
     resources = wanted_resources(options)
-    for name in _TALKERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quiet()
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(_SETTINGS))
-        stack.enter_context(_lost_connections_unsaid())
         try:
             client = stack.enter_context(_client(options, stack))
         except Exception as error:  # of any kind: strange files and strange certificates end up in strange places
@@ -235,21 +234,20 @@ def connected(options: Options) -> Iterator[Crew]:
             crew.close(RunError("the run was stopped."))
 
 
-@contextlib.contextmanager
-def _lost_connections_unsaid() -> Iterator[None]:
-    """Keep event loops from telling of lost connections: whoever loses one that matters says so in one sentence."""
+def _quiet() -> None:
+    """Keep the libraries from telling in tracebacks what this module tells in a sentence, from now on.
 
-    def other(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
+    What was still to be sent on a lost connection may come to light only when the collector finds it.
+    """
+    for name in _TALKERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in _LOOPS:
+        logging.getLogger(name).addFilter(_matters)  # once, however often it is added
 
-    loggers = [logging.getLogger(name) for name in _LOOPS]
-    for logger in loggers:
-        logger.addFilter(other)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(other)
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether what an event loop tells is more than a connection that was lost or not closed in time."""
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError | TornadoTimeoutError))
 
 
 def _client(options: Options, stack: contextlib.ExitStack) -> Client:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from distributed.comm import CommClosedError
+from tornado.util import TimeoutError as TornadoTimeoutError
 
 from geoseg.engine.cluster import connected
 from geoseg.engine.predict import Options
@@ -31,6 +32,7 @@ def test_event_loops_tell_of_faults_but_not_of_lost_connections(caplog: pytest.L
 
     with connected(Options()) as crew:
         crew.client.loop.add_callback(fails, CommClosedError("already closed"))
+        crew.client.loop.add_callback(fails, TornadoTimeoutError("Timeout"))
         crew.client.loop.add_callback(fails, ValueError("a fault"))
         crew.client.loop.add_callback(done.set)
         assert done.wait(10)
