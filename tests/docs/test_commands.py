@@ -31,7 +31,15 @@ SHORTENED = {"train": ["--steps", "1", "--batch", "2", "--patch", "64", "--worke
 # What needs no network takes seconds.
 QUICK = re.compile(r"^cp |^geoseg (cluster|info scene|networks|vectorize)|again\.fgb")
 # Pages whose commands run one after the other in one folder, which holds a scene and its labels.
-RUN = ("README.md", "docs/choosing.md", "docs/data.md", "docs/models.md", "docs/outputs.md", "docs/tiling.md")
+RUN = (
+    "README.md",
+    "docs/choosing.md",
+    "docs/data.md",
+    "docs/export.md",
+    "docs/models.md",
+    "docs/outputs.md",
+    "docs/tiling.md",
+)
 # Options in sentences that are not geoseg's.
 FOREIGN = {"--no-dashboard", "--strict", "--nbmake", "--resources"}
 

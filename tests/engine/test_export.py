@@ -189,6 +189,11 @@ def test_the_same_model_makes_the_same_file(scaled: Callable[..., Path], tmp_pat
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+# DPT brings its positions to the size of the tile by an operation that ONNX lacks.  SegNet remembers where the largest
+# of four values was: with random weights several are all but equal, and another library's rounding chooses another.
+UNWRITTEN = {"dpt": "cannot be written as ONNX", "segnet": "gives other probabilities"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", networks.names())
 def test_every_network_can_be_written(tmp_path: Path, name: str) -> None:
@@ -200,7 +205,15 @@ def test_every_network_can_be_written(tmp_path: Path, name: str) -> None:
     )
     about = Description.model_validate({**about.model_dump(), "normalisation": SCALING})
     write_bundle(tmp_path / "m.safetensors", about, tensors)
-    geoseg.export(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    told = ""
+    try:
+        geoseg.export(tmp_path / "m.safetensors", tmp_path / "m.onnx")
+    except BundleError as error:
+        told = str(error)
+    if told:
+        assert UNWRITTEN.get(name, "never") in told
+        assert not (tmp_path / "m.onnx").exists()
+        return
     graph = read_graph((tmp_path / "m.onnx").read_bytes(), "it")
     assert (graph.tile, graph.channels, graph.probabilities) == (256, 3, True)
 
