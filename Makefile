@@ -24,8 +24,10 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 	$(BIN)/python -m pytest --nbmake notebooks -p no:warnings
 
+# Tests that start a cluster's processes need the cores for themselves.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow and not dist"
+	$(BIN)/python -m pytest -m "slow and dist"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
