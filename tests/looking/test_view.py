@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
 import zlib
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -253,6 +255,8 @@ def test_the_command_serves_until_it_is_stopped(run, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "geoseg_cli", "view", str(run.polygons), "-o", str(tmp_path / "map.html"), "--serve"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": "true"},
+        # Tests that a shell runs in the background are deaf to Ctrl-C, and so would this be.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         lines = iter(process.stderr.readline, "")
@@ -260,7 +264,7 @@ def test_the_command_serves_until_it_is_stopped(run, tmp_path):
         with urllib.request.urlopen(url) as answer:
             assert b"<!doctype html>" in answer.read()
     finally:
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out.strip()) == (0, str(tmp_path / "map.html"))
     assert err.strip() == "Stopped."
