@@ -9,7 +9,6 @@ import os
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -151,10 +150,9 @@ class _Stopping:
             return
         if self._told == 0:
             feedback.pushInfo("Stopping geoseg …")
-            # Windows has no signal that reaches one process alone.
-            self._send(getattr(signal, "SIGINT", None) if os.name == "posix" else None)
-        elif self._told == 1:
-            self._send(signal.SIGTERM if os.name == "posix" else None)
+        if self._told < len(_PATIENCE_S):
+            # The command takes it for Ctrl-C, which it would not hear where a shell runs QGIS in the background.
+            self._process.terminate()
         else:
             self._process.kill()
         if self._told < len(_PATIENCE_S):
@@ -166,12 +164,6 @@ class _Stopping:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-
-    def _send(self, number: Optional[int]) -> None:
-        if number is None:
-            self._process.terminate()
-        else:
-            self._process.send_signal(number)
 
 
 def _lines(process: subprocess.Popen[str]) -> Any:

@@ -168,13 +168,15 @@ OTHER: dict[str, Any] = {
     **{"data.scaling": "scene", "damage.iou": [0.6, 0.9], "saliency.shares": [1.0, 1.0, 0.0]},
     **{"adaptation.method": "outputs", "adaptation.target_bn": "batch_stats", "adaptation.strong.scale": [0.9, 1.1]},
     **{"adaptation.confidence": 0.8, "adaptation.cut": 0.25, **ADAPTED},
-    **COARSE,
+    **{**COARSE, "coarse.teacher": "t.safetensors"},
     **{"data.scenes": [{"image": "c.tif", "labels": "d.tif"}]},
     **{"data.validation_scenes": [{"image": "c.tif", "labels": "d.tif"}]},
 }
 ENTRY = {"data.scenes.0.image": "e.tif", "data.scenes.0.labels": "f.tif"}
 AREA = {"data.scenes.0.train": [0.0, 0.5], "data.scenes.0.validation": "area.gpkg"}
-BESIDE: dict[str, dict[str, Any]] = {name: COARSE for name in ("targets", "coarse.sources")}
+BESIDE: dict[str, dict[str, Any]] = {
+    name: COARSE for name in _leaves(TrainConfig) if name == "targets" or name.startswith("coarse.")
+}
 BESIDE |= {name: ADAPTED for name in _leaves(TrainConfig) if name.startswith("adaptation.")}
 SETTINGS = {**_leaves(TrainConfig), **dict.fromkeys((*ENTRY, *AREA))}
 

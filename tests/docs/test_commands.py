@@ -41,7 +41,7 @@ RUN = (
     "docs/tiling.md",
 )
 # Options in sentences that are not geoseg's.
-FOREIGN = {"--no-dashboard", "--strict", "--nbmake", "--resources"}
+FOREIGN = {"--no-dashboard", "--strict", "--nbmake", "--resources", "--recipe"}
 
 
 def _reason(text: str) -> str | None:

@@ -112,7 +112,7 @@ def test_a_failure_is_the_sentence_that_was_printed(program, code: str, sentence
 
 def test_cancelling_is_as_ctrl_c_and_waits(program, tmp_path: Path) -> None:
     code = f"""
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     say("segmenting: 1/4 and cancel"); say("cancel: 1/2")
     time.sleep(60)
