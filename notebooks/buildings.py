@@ -29,8 +29,8 @@ DOUBT = 0.32
 HEAD = "network.segmentation_head.0.bias"
 # Pixels of context: labels then differ from those of one pass over the whole scene in fewer than 0.05 % of the pixels.
 HALO = 224
-# Tiles that take 0.9 GB at most.
-TILE = 1664
+# With these a run stays below 2 GB.
+TILE = 1408
 # Beyond this nothing more is told of a pixel, as far as labels show.
 WIDE = 320
 # Shares of the scene's width.
