@@ -22,8 +22,8 @@ _SIDE = 256
 def bytes_per_pixel(network: nn.Module, in_channels: int, stride: int) -> float:
     """Return the most bytes that tensors take at once during a forward pass, for each pixel of the input.
 
-    Weights are not counted, nor is what kernels take for themselves; so this is the larger part of what a tile needs,
-    which is within a fifth of the process's own growth on a CPU.  The network is left as it was.
+    Weights are not counted, nor is what kernels take for themselves and what the allocator keeps: a pass adds about as
+    much to a process on a CPU, a whole run some three times as much.  The network is left as it was.
 
     Args:
         network: from (N, ``in_channels``, H, W) to scores.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import nn
 
-from geoseg.errors import ConfigError
+from geoseg.errors import ConfigError, one_line
 
 Engine = Literal["torch", "openvino", "onnxruntime"]
 ENGINES: tuple[str, ...] = get_args(Engine)
@@ -48,6 +49,21 @@ class Library(Protocol):
         Raises:
             ConfigError: it cannot be for that shape.
         """
+
+
+@contextmanager
+def told_of(engine: str) -> Iterator[None]:
+    """Turn what an engine raises inside the block, and what records networks for it, of many kinds, into one sentence.
+
+    Raises:
+        ConfigError: the engine cannot compute the network.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(
+            f"{engine} cannot compute this network ({one_line(error, 160)}): use --engine torch."
+        ) from error
 
 
 def check_engine(engine: str, device: torch.device) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import nn
 
-from geoseg.errors import ConfigError, one_line
-from geoseg.segmenters.engines import Run
+from geoseg.segmenters.engines import Run, told_of
 from geoseg.segmenters.onnx import open_model
 from geoseg.segmenters.onnx_writing import FREE, written
 
@@ -23,7 +19,7 @@ def recorded(network: nn.Module, shape: tuple[int, ...], *, free: bool) -> bytes
     Raises:
         ConfigError: it cannot be recorded, or ONNX has no operator for one of its operations.
     """
-    with _told():
+    with told_of("onnxruntime"):
         return written(network, shape, _INPUT, _OUTPUT, free=free)
 
 
@@ -33,29 +29,14 @@ def compiled(model: bytes, shape: tuple[int, ...]) -> Run:
     Raises:
         ConfigError: it cannot be for that shape.
     """
-    with _told():
+    with told_of("onnxruntime"):
         # Sizes that are known let the library plan its memory and choose its kernels.
         sizes = {name: shape[axis] for axis, name in FREE.items()}
         session = open_model(model, torch.device("cpu"), "the network", sizes=sizes)
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        with _told():
+        with told_of("onnxruntime"):
             (scores,) = session.run([_OUTPUT], {_INPUT: np.ascontiguousarray(pixels.numpy())})
         return torch.from_numpy(scores)
 
     return run
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn what the exporter and onnxruntime raise inside the block, of many kinds, into one sentence.
-
-    Raises:
-        ConfigError: the engine cannot compute the network.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise ConfigError(
-            f"onnxruntime cannot compute this network ({one_line(error, 160)}): use --engine torch."
-        ) from error

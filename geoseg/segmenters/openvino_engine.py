@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from geoseg.errors import ConfigError, one_line
-from geoseg.segmenters.engines import Run
+from geoseg.segmenters.engines import Run, told_of
 
 
 def recorded(network: nn.Module, shape: tuple[int, ...], *, free: bool) -> Any:
@@ -27,28 +24,13 @@ def recorded(network: nn.Module, shape: tuple[int, ...], *, free: bool) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings(), torch.no_grad(), _told():
+    with warnings.catch_warnings(), torch.no_grad(), told_of("openvino"):
         warnings.simplefilter("ignore")  # of tracing, that it is old, and that it takes sizes for constants
         traced = torch.jit.trace(network, pixels, check_trace=False)
         # It is asked until the conversion ends, and nothing else keeps it.
         decoder = TorchScriptPythonDecoder(traced)
         loaded = _frontend().load(decoder)
         return _frontend().convert(loaded)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn what PyTorch's tracer and OpenVINO raise inside the block, of many kinds, into one sentence.
-
-    Raises:
-        ConfigError: the engine cannot compute the network.
-    """
-    try:
-        yield
-    except Exception as error:
-        raise ConfigError(
-            f"openvino cannot compute this network ({one_line(error, 160)}): use --engine torch."
-        ) from error
 
 
 # These live as long as the process: with them would go libraries that threads of OpenVINO's may still be in.
@@ -83,13 +65,13 @@ def compiled(model: Any, shape: tuple[int, ...]) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
     }
-    with _told():
+    with told_of("openvino"):
         fixed = model.clone()
         fixed.reshape({fixed.inputs[0]: list(shape)})
         request = _core().compile_model(fixed, "CPU", settings).create_infer_request()
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
-        with _told():
+        with told_of("openvino"):
             made = request.infer([np.ascontiguousarray(pixels.numpy())], share_inputs=True, share_outputs=True)
         # The next call writes to the same memory.
         return torch.from_numpy(made[0].copy())

@@ -96,4 +96,4 @@ def test_recipes_are_settings_of_a_training(path: Path) -> None:
 def test_json_is_json() -> None:
     for block in BLOCKS:
         if block.language == "json":
-            json.loads(block.text)
+            assert isinstance(json.loads(block.text), dict | list)
