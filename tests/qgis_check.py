@@ -157,7 +157,7 @@ def describe(layer, core, style_loaded):
             attribute=attr,
             legend=rows,
         )
-        if attr:
+        if attr and info["renderer"] == "categorizedSymbol":
             seen = layer.uniqueValues(layer.fields().indexOf(attr))
             seen = {v for v in seen if isinstance(v, (str, int, float))}
             known = {r["value"] for r in rows}

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pyproj import CRS
 
     from geoseg.engine.predict import Options
-    from geoseg.outputs.qgis import Colors, Kind, Layer
+    from geoseg.outputs.qgis import Kind, Layer
+    from geoseg.outputs.qgis_renderers import Colors
 
 _RASTERS = {".tif", ".tiff"}
 
@@ -207,7 +208,7 @@ def _scene_place(path: str) -> Place | str | None:
 
 def _colors(plan: Plan) -> Colors:
     """Return how the scene is shown: by its red, green and blue where it names them, else by its first bands."""
-    from geoseg.outputs.qgis import Colors
+    from geoseg.outputs.qgis_renderers import Colors
 
     scene = plan.source
     names = [name.lower() for name in scene.band_names]

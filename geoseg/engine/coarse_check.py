@@ -18,6 +18,7 @@ from geoseg.classes import Classes
 from geoseg.errors import ConfigError, LabelsError
 from geoseg.geodesy import projection
 from geoseg.outputs.cog import read_classes
+from geoseg.outputs.qgis import write_residual_style
 from geoseg.outputs.staging import check_place, staged, writing
 from geoseg.scene import Scene, open_scene
 from geoseg.training.coarse_config import CoarseSourceConfig
@@ -29,6 +30,8 @@ from geoseg.training.labels import open_labels
 
 # As in the loss: what smaller deviations are raised to, and what is added to variances.
 _LEAST_DEVIATION, _EPS = 0.01, 1e-6
+# The name of what is largest in size, beside those of classes.
+_LARGEST = "largest"
 # Standard deviations beyond which a block is said to contradict the prediction.
 FAR = 4.0
 
@@ -75,7 +78,7 @@ def coarse_check(
 
     A raster of coarse classes gives a GeoTIFF of its cells: a band of residuals for each class, in standard deviations,
     and a last one of the largest in size, NaN where the prediction does not show enough of a cell.  Polygons give a
-    GeoPackage with the same as attributes.
+    GeoPackage with the same as attributes.  A style beside it shows the last one in QGIS.
 
     Args:
         prediction: a label raster, as ``predict`` writes it.
@@ -119,8 +122,10 @@ def coarse_check(
     with staged(target) as temporary, writing(target):
         if isinstance(blocks, RasterCells):
             _write_cells(temporary, blocks, counts.ids[kept], found)
+            write_residual_style(temporary, target, band=len(_columns(found)))
         elif isinstance(blocks, Polygons):
             _write_polygons(temporary, blocks, scene, counts.ids[kept], found)
+            write_residual_style(temporary, target, attribute=f"residual_{_LARGEST}")
     return found
 
 
@@ -128,7 +133,7 @@ def _columns(found: CoarseCheck) -> dict[str, NDArray[Any]]:
     """Return residuals by name, the one that is largest in size last."""
     largest = np.abs(found.residuals).argmax(1)
     columns = dict(zip(found.table.classes, found.residuals.T, strict=True))
-    return columns | {"largest": found.residuals[np.arange(len(largest)), largest]}
+    return columns | {_LARGEST: found.residuals[np.arange(len(largest)), largest]}
 
 
 def _write_cells(path: Path, blocks: RasterCells, ids: NDArray[np.int64], found: CoarseCheck) -> None:

@@ -18,7 +18,19 @@ from typing import Literal
 
 import pyproj
 
-from geoseg.classes import Classes, LabelClass
+from geoseg.classes import Classes
+from geoseg.outputs.qgis_renderers import (
+    CONFIDENCE_RAMP,
+    RESIDUAL_RAMP,
+    UNCERTAINTY_RAMP,
+    Colors,
+    image_renderer,
+    label_renderer,
+    pipe,
+    ramp_renderer,
+    ranges_renderer,
+    vector_renderer,
+)
 from geoseg.outputs.staging import staged, writing
 from geoseg.places import Place, S3Place, as_place, below
 
@@ -28,25 +40,6 @@ _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _VERSION = "3.22.0"
 _LONLAT_SUFFIXES = {".geojson", ".geojsonl", ".geojsons", ".ndjson"}
 _RESERVED = re.compile(r"gpkg_|sqlite_|rtree_|layer_styles$|\d", re.I)
-# From doubtful to sure, after the sequential scheme YlGnBu; light ends stay visible on white.
-_CONFIDENCE_RAMP = ((0.0, "#ffffcc"), (0.25, "#a1dab4"), (0.5, "#41b6c4"), (0.75, "#2c7fb8"), (1.0, "#253494"))
-# From sure to doubtful, after the sequential scheme YlOrRd.
-_UNCERTAINTY_RAMP = ((0.0, "#ffffb2"), (0.25, "#fecc5c"), (0.5, "#fd8d3c"), (0.75, "#f03b20"), (1.0, "#bd0026"))
-
-
-@dataclass(frozen=True)
-class Colors:
-    """How an image is shown.
-
-    Attributes:
-        bands: that give red, green and blue, or one that gives grey (from 1).
-        limits: the values of each of them that are darkest and brightest; none to show values as they are.
-        alpha: the band of transparency, None without.
-    """
-
-    bands: tuple[int, ...]
-    limits: tuple[tuple[float, float], ...] = ()
-    alpha: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,22 +69,22 @@ class Layer:
 
 def vector_style(classes: Classes) -> str:
     """Return the QML of class polygons: one colour a class, without outlines, which would hide small polygons."""
-    return _document("Symbology", [_vector_renderer(classes)])
+    return _document("Symbology", [vector_renderer(classes)])
 
 
 def label_style(classes: Classes, band: int = 1) -> str:
     """Return the QML of a label raster: class names and colours, background see-through."""
-    return _document("AllStyleCategories", [_pipe(_label_renderer(classes, band))])
+    return _document("AllStyleCategories", [pipe(label_renderer(classes, band))])
 
 
 def confidence_style(band: int = 1) -> str:
     """Return the QML of a confidence raster: a ramp from 0 to 1."""
-    return _document("AllStyleCategories", [_pipe(_ramp_renderer(_CONFIDENCE_RAMP, band))])
+    return _document("AllStyleCategories", [pipe(ramp_renderer(CONFIDENCE_RAMP, band))])
 
 
 def ramp_colors(kind: Literal["confidence", "uncertainty"]) -> list[str]:
     """Return the colours from 0 to 1, at even steps, in which a raster of this kind is shown."""
-    ramp = _CONFIDENCE_RAMP if kind == "confidence" else _UNCERTAINTY_RAMP
+    ramp = CONFIDENCE_RAMP if kind == "confidence" else UNCERTAINTY_RAMP
     return [color for _, color in ramp]
 
 
@@ -108,29 +101,44 @@ def write_vector_style(
     Raises:
         OutputError: the file cannot be written.
     """
-    return _write_style(Path(path), _vector_renderer(classes), as_place(beside or path))
+    return _write_style(Path(path), vector_renderer(classes), as_place(beside or path))
 
 
 def write_label_style(
     path: str | os.PathLike[str], classes: Classes, beside: str | os.PathLike[str] | S3Place = ""
 ) -> Path:
     """Write the style of the label raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_label_renderer(classes, 1)), as_place(beside or path))
+    return _write_style(Path(path), pipe(label_renderer(classes, 1)), as_place(beside or path))
 
 
 def write_confidence_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] | S3Place = "") -> Path:
     """Write the style of the confidence raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_ramp_renderer(_CONFIDENCE_RAMP, 1)), as_place(beside or path))
+    return _write_style(Path(path), pipe(ramp_renderer(CONFIDENCE_RAMP, 1)), as_place(beside or path))
 
 
 def write_uncertainty_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] | S3Place = "") -> Path:
     """Write the style of the uncertainty raster ``path`` beside it; see :func:`write_vector_style`."""
-    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 1)), as_place(beside or path))
+    return _write_style(Path(path), pipe(ramp_renderer(UNCERTAINTY_RAMP, 1)), as_place(beside or path))
 
 
 def write_structure_style(path: str | os.PathLike[str], beside: str | os.PathLike[str] | S3Place = "") -> Path:
     """Write the style of the structural comparison ``path``: its third band, the distance; see the functions above."""
-    return _write_style(Path(path), _pipe(_ramp_renderer(_UNCERTAINTY_RAMP, 3)), as_place(beside or path))
+    return _write_style(Path(path), pipe(ramp_renderer(UNCERTAINTY_RAMP, 3)), as_place(beside or path))
+
+
+def write_residual_style(
+    path: str | os.PathLike[str], beside: str | os.PathLike[str], *, band: int = 0, attribute: str = ""
+) -> Path:
+    """Write the style of residuals in standard deviations beside ``path``; see :func:`write_vector_style`.
+
+    Args:
+        path: the layer.
+        beside: where it will lie.
+        band: of a raster (from 1).
+        attribute: of polygons, in place of a band.
+    """
+    part = ranges_renderer(RESIDUAL_RAMP, attribute) if attribute else pipe(ramp_renderer(RESIDUAL_RAMP, band))
+    return _write_style(Path(path), part, as_place(beside))
 
 
 def layer_name(path: str | os.PathLike[str] | S3Place) -> str:
@@ -243,110 +251,6 @@ def _document(categories: str, parts: Sequence[ET.Element]) -> str:
     return _DOCTYPE + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _vector_renderer(classes: Classes) -> ET.Element:
-    renderer = ET.Element(
-        "renderer-v2",
-        type="categorizedSymbol",
-        attr="class_id",
-        enableorderby="0",
-        forceraster="0",
-        symbollevels="0",
-    )
-    categories = ET.SubElement(renderer, "categories")
-    symbols = ET.SubElement(renderer, "symbols")
-    for position, item in enumerate(classes):
-        ET.SubElement(
-            categories,
-            "category",
-            value=str(item.id),
-            type="integer",
-            symbol=str(position),
-            label=item.name,
-            render="true",
-        )
-        symbols.append(_fill(str(position), item))
-    return renderer
-
-
-def _fill(name: str, item: LabelClass) -> ET.Element:
-    symbol = ET.Element("symbol", type="fill", name=name, alpha="1", clip_to_extent="1", force_rhr="0")
-    layer = ET.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"})
-    options = ET.SubElement(layer, "Option", type="Map")
-    color = ",".join(map(str, (*item.rgb, 255)))
-    for key, value in (
-        ("color", color),
-        ("style", "solid"),
-        ("outline_style", "no"),
-        ("outline_color", color),
-        ("outline_width", "0"),
-        ("outline_width_unit", "MM"),
-        ("joinstyle", "bevel"),
-    ):
-        ET.SubElement(options, "Option", type="QString", name=key, value=value)
-    return symbol
-
-
-def _pipe(renderer: ET.Element) -> ET.Element:
-    pipe = ET.Element("pipe")
-    pipe.append(renderer)
-    return pipe
-
-
-def _label_renderer(classes: Classes, band: int) -> ET.Element:
-    renderer = ET.Element(
-        "rasterrenderer", type="paletted", band=str(band), opacity="1", alphaBand="-1", nodataColor=""
-    )
-    palette = ET.SubElement(renderer, "colorPalette")
-    for item in sorted(classes, key=lambda c: c.id):
-        alpha = "0" if item.background else "255"
-        ET.SubElement(palette, "paletteEntry", value=str(item.id), label=item.name, color=item.color, alpha=alpha)
-    return renderer
-
-
-def _ramp_renderer(ramp: Sequence[tuple[float, str]], band: int) -> ET.Element:
-    """Return the renderer of a band of values from 0 to 1."""
-    renderer = ET.Element(
-        "rasterrenderer",
-        type="singlebandpseudocolor",
-        band=str(band),
-        opacity="1",
-        alphaBand="-1",
-        nodataColor="",
-        classificationMin="0",
-        classificationMax="1",
-    )
-    shader = ET.SubElement(ET.SubElement(renderer, "rastershader"), "colorrampshader")
-    shader.attrib.update(
-        colorRampType="INTERPOLATED", classificationMode="1", clip="0", minimumValue="0", maximumValue="1"
-    )
-    for value, color in ramp:
-        ET.SubElement(shader, "item", value=f"{value:g}", label=f"{value:.2f}", color=color, alpha="255")
-    return renderer
-
-
-def _image_renderer(colors: Colors) -> ET.Element:
-    alpha = str(colors.alpha or -1)
-    if len(colors.bands) == 1:
-        renderer = ET.Element("rasterrenderer", type="singlebandgray", grayBand=str(colors.bands[0]))
-        renderer.set("gradient", "BlackToWhite")
-        names = ["contrastEnhancement"]
-    else:
-        keys = ("redBand", "greenBand", "blueBand")
-        renderer = ET.Element("rasterrenderer", type="multibandcolor")
-        renderer.attrib.update(zip(keys, map(str, colors.bands), strict=True))
-        names = [key.replace("Band", "ContrastEnhancement") for key in keys]
-    renderer.attrib.update(opacity="1", alphaBand=alpha, nodataColor="")
-    for name, (low, high) in zip(names, colors.limits, strict=False):
-        element = ET.SubElement(renderer, name)
-        for tag, text in (
-            ("minValue", f"{low:g}"),
-            ("maxValue", f"{high:g}"),
-            ("algorithm", "StretchToMinimumMaximum"),
-        ):
-            ET.SubElement(element, tag).text = text
-    return renderer
-
-
 def _stem(path: Place | str) -> str:
     return PurePosixPath(path).stem if isinstance(path, str) else path.stem
 
@@ -388,9 +292,9 @@ def _map_layer(layer: Layer, identifier: str, title: str, source: str, provider:
 def _look(layer: Layer) -> ET.Element | None:
     """Return the style of a layer, None where it is left to QGIS."""
     if layer.kind in ("confidence", "uncertainty"):
-        return _pipe(_ramp_renderer(_CONFIDENCE_RAMP if layer.kind == "confidence" else _UNCERTAINTY_RAMP, 1))
+        return pipe(ramp_renderer(CONFIDENCE_RAMP if layer.kind == "confidence" else UNCERTAINTY_RAMP, 1))
     if layer.kind == "image":
-        return None if layer.colors is None else _pipe(_image_renderer(layer.colors))
+        return None if layer.colors is None else pipe(image_renderer(layer.colors))
     if layer.classes is None:
         return None
-    return _vector_renderer(layer.classes) if layer.kind == "polygons" else _pipe(_label_renderer(layer.classes, 1))
+    return vector_renderer(layer.classes) if layer.kind == "polygons" else pipe(label_renderer(layer.classes, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import xml.etree.ElementTree as ET
 
 import geopandas
 import numpy as np
@@ -89,6 +90,8 @@ def test_from_a_coarse_map_to_labels_and_doubts(squares, coarse, tmp_path, capfd
         known = ~np.isnan(square)
         np.testing.assert_allclose(background[known], -square[known], atol=1e-4)
         assert np.array_equal(np.abs(largest[known]), np.abs(background[known]))
+    renderer = ET.parse(doubts.with_suffix(".qml")).find("pipe/rasterrenderer")
+    assert (renderer.get("band"), renderer.get("type")) == ("3", "singlebandpseudocolor")
 
 
 def test_a_check_finds_the_block_that_is_wrong(squares, coarse, tmp_path):
@@ -108,6 +111,7 @@ def test_a_check_finds_the_block_that_is_wrong(squares, coarse, tmp_path):
     np.testing.assert_allclose(found["residual_square"], [-1, 9], rtol=1e-3)
     np.testing.assert_allclose(found["residual_largest"].abs(), [1, 9], rtol=1e-3)
     assert found["coarse_class"].tolist() == ["open", "open"]
+    assert ET.parse(tmp_path / "out.qml").find("renderer-v2").get("attr") == "residual_largest"
 
 
 def test_an_area_that_is_none_is_refused(squares, coarse, tmp_path, capfd):

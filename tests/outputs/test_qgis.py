@@ -4,6 +4,7 @@ import os
 import shutil
 import xml.etree.ElementTree as ET
 
+import geopandas
 import numpy as np
 import pyproj
 import pytest
@@ -22,6 +23,7 @@ from geoseg.outputs.qgis import (
     vector_style,
     write_label_style,
     write_layer_definition,
+    write_residual_style,
     write_vector_style,
 )
 
@@ -314,3 +316,25 @@ def test_no_polygons_open_too(qgis, tmp_path, classes, utm33):
         (layer,) = qgis("--vector", path)["layers"]
         assert layer["valid"]
         assert layer["features"] == 0
+
+
+@pytest.mark.qgis
+def test_residuals_open_in_two_colours(raster, qgis, tmp_path):
+    """Blue where there is less than was known, red where there is more."""
+    path = raster(np.linspace(-5, 5, 64, dtype=np.float32).reshape(8, 8), "doubts.tif")
+    write_residual_style(path, path, band=1)
+    boxes = [shapely.box(500_000 + 10 * i, 5_400_000, 500_010 + 10 * i, 5_400_010) for i in range(5)]
+    frame = geopandas.GeoDataFrame({"off": [-9.0, -2.0, 0.5, 2.0, 9.0]}, geometry=boxes, crs=32633)
+    frame.to_file(tmp_path / "doubts_too.gpkg")
+    write_residual_style(tmp_path / "doubts_too.gpkg", tmp_path / "doubts_too.gpkg", attribute="off")
+    rasters, polygons = qgis("--raster", path, "--vector", tmp_path / "doubts_too.gpkg")["layers"]
+    if rasters["renderer"] == "graduatedSymbol":
+        rasters, polygons = polygons, rasters
+    assert (rasters["renderer"], polygons["renderer"]) == ("singlebandpseudocolor", "graduatedSymbol")
+    colours = ["#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b"]
+    assert [(entry["value"], entry["rgb"]) for entry in rasters["legend"]] == list(
+        zip([-4, -2, 0, 2, 4], colours, strict=True)
+    )
+    assert [(entry["label"], entry["rgb"]) for entry in polygons["legend"]] == list(
+        zip(["below -3", "-3 to -1", "-1 to 1", "1 to 3", "above 3"], colours, strict=True)
+    )
