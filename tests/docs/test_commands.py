@@ -38,6 +38,7 @@ RUN = (
     "docs/export.md",
     "docs/models.md",
     "docs/outputs.md",
+    "docs/scripts.md",
     "docs/tiling.md",
 )
 # Options in sentences that are not geoseg's.
