@@ -129,13 +129,16 @@ def write_structure_style(path: str | os.PathLike[str], beside: str | os.PathLik
 def write_residual_style(
     path: str | os.PathLike[str], beside: str | os.PathLike[str], *, band: int = 0, attribute: str = ""
 ) -> Path:
-    """Write the style of residuals in standard deviations beside ``path``; see :func:`write_vector_style`.
+    """Write the style of residuals in standard deviations beside ``path``, pale to dark red by their size.
 
     Args:
         path: the layer.
         beside: where it will lie.
         band: of a raster (from 1).
         attribute: of polygons, in place of a band.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     part = ranges_renderer(RESIDUAL_RAMP, attribute) if attribute else pipe(ramp_renderer(RESIDUAL_RAMP, band))
     return _write_style(Path(path), part, as_place(beside))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,8 +16,8 @@ Ramp = tuple[tuple[float, str], ...]
 CONFIDENCE_RAMP: Ramp = ((0.0, "#ffffcc"), (0.25, "#a1dab4"), (0.5, "#41b6c4"), (0.75, "#2c7fb8"), (1.0, "#253494"))
 # From sure to doubtful, after the sequential scheme YlOrRd.
 UNCERTAINTY_RAMP: Ramp = ((0.0, "#ffffb2"), (0.25, "#fecc5c"), (0.5, "#fd8d3c"), (0.75, "#f03b20"), (1.0, "#bd0026"))
-# In standard deviations, after the diverging scheme RdBu: less than was known is blue, more is red.
-RESIDUAL_RAMP: Ramp = ((-4.0, "#2166ac"), (-2.0, "#92c5de"), (0.0, "#f7f7f7"), (2.0, "#f4a582"), (4.0, "#b2182b"))
+# In standard deviations, alike on both sides: what is too much of one class is too little of another.
+RESIDUAL_RAMP: Ramp = ((-4.0, "#b2182b"), (-2.0, "#f4a582"), (0.0, "#f7f7f7"), (2.0, "#f4a582"), (4.0, "#b2182b"))
 # Ranges that go on without end have bounds in QGIS too.
 _FARTHEST = 1e9
 
@@ -38,72 +39,50 @@ class Colors:
 
 def vector_renderer(classes: Classes) -> ET.Element:
     """Return the renderer of class polygons: one colour a class, without outlines."""
-    renderer = ET.Element(
-        "renderer-v2",
-        type="categorizedSymbol",
-        attr="class_id",
-        enableorderby="0",
-        forceraster="0",
-        symbollevels="0",
-    )
+    renderer = _symbols("categorizedSymbol", "class_id", [item.color for item in classes])
     categories = ET.SubElement(renderer, "categories")
-    symbols = ET.SubElement(renderer, "symbols")
     for position, item in enumerate(classes):
-        ET.SubElement(
-            categories,
-            "category",
-            value=str(item.id),
-            type="integer",
-            symbol=str(position),
-            label=item.name,
-            render="true",
-        )
-        symbols.append(_fill(str(position), item.color))
+        told = {"value": str(item.id), "type": "integer", "symbol": str(position), "label": item.name}
+        ET.SubElement(categories, "category", {**told, "render": "true"})
     return renderer
 
 
 def ranges_renderer(ramp: Ramp, attribute: str) -> ET.Element:
     """Return the renderer of polygons by a number: in the colour of the value of ``ramp`` that is nearest to it."""
     between = [(low + high) / 2 for (low, _), (high, _) in pairwise(ramp)]
-    bounds = [-_FARTHEST, *between, _FARTHEST]
-    renderer = ET.Element(
-        "renderer-v2",
-        type="graduatedSymbol",
-        attr=attribute,
-        graduatedMethod="GraduatedColor",
-        enableorderby="0",
-        forceraster="0",
-        symbollevels="0",
-    )
+    labels = [f"{low:g} to {high:g}" for low, high in pairwise(between)]
+    labels = [f"below {between[0]:g}", *labels, f"above {between[-1]:g}"]
+    renderer = _symbols("graduatedSymbol", attribute, [color for _, color in ramp])
+    renderer.set("graduatedMethod", "GraduatedColor")
     ranges = ET.SubElement(renderer, "ranges")
-    symbols = ET.SubElement(renderer, "symbols")
-    for position, (low, high) in enumerate(pairwise(bounds)):
-        label = (
-            f"below {high:g}" if position == 0 else f"above {low:g}" if high == _FARTHEST else f"{low:g} to {high:g}"
-        )
-        ET.SubElement(
-            ranges,
-            "range",
-            lower=f"{low:f}",
-            upper=f"{high:f}",
-            symbol=str(position),
-            label=label,
-            render="true",
-        )
-        symbols.append(_fill(str(position), ramp[position][1]))
+    bounds = pairwise([-_FARTHEST, *between, _FARTHEST])
+    for position, ((low, high), label) in enumerate(zip(bounds, labels, strict=True)):
+        told = {"lower": f"{low:f}", "upper": f"{high:f}", "symbol": str(position), "label": label}
+        ET.SubElement(ranges, "range", {**told, "render": "true"})
     return renderer
 
 
-def _fill(name: str, colour: str) -> ET.Element:
+def _symbols(kind: str, attribute: str, colors: Sequence[str]) -> ET.Element:
+    """Return a renderer of polygons by an attribute, with a symbol for each colour, named by its position."""
+    renderer = ET.Element(
+        "renderer-v2", type=kind, attr=attribute, enableorderby="0", forceraster="0", symbollevels="0"
+    )
+    symbols = ET.SubElement(renderer, "symbols")
+    symbols.extend(_fill(str(position), color) for position, color in enumerate(colors))
+    return renderer
+
+
+def _fill(name: str, color: str) -> ET.Element:
+    """Return the symbol of polygons that are filled with a colour, ``#rrggbb``."""
     symbol = ET.Element("symbol", type="fill", name=name, alpha="1", clip_to_extent="1", force_rhr="0")
     layer = ET.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"})
     options = ET.SubElement(layer, "Option", type="Map")
-    color = ",".join([*(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5)), "255"])
+    numbers = ",".join(map(str, (*bytes.fromhex(color[1:]), 255)))
     for key, value in (
-        ("color", color),
+        ("color", numbers),
         ("style", "solid"),
         ("outline_style", "no"),
-        ("outline_color", color),
+        ("outline_color", numbers),
         ("outline_width", "0"),
         ("outline_width_unit", "MM"),
         ("joinstyle", "bevel"),

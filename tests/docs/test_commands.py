@@ -24,7 +24,7 @@ NOT_RUN = {
     r"s3://|tcp://|tls://|https?://|scheduler": "a server or a cluster of the reader's",
     r"checkpoint\.pth": "a checkpoint of another program",
     r"^geoseg (demo|adapt) ": "minutes of work, which tests/cli do",
-    r"\$|/shared/|'scenes/\*": "variables and folders of the reader's",
+    r"\$|/shared/": "variables and folders of the reader's",
 }
 # Training goes on for a step or two: what it learns is not looked at here.
 SHORTENED = {"train": ["--steps", "1", "--batch", "2", "--patch", "64", "--workers", "0"]}
@@ -33,6 +33,7 @@ QUICK = re.compile(r"^cp |^geoseg (cluster|info scene|networks|vectorize)|again\
 # Pages whose commands run one after the other in one folder, which holds a scene and its labels.
 RUN = (
     "README.md",
+    "docs/adaptation.md",
     "docs/choosing.md",
     "docs/data.md",
     "docs/export.md",
@@ -41,6 +42,13 @@ RUN = (
     "docs/scripts.md",
     "docs/tiling.md",
 )
+# Those that run in a test of their own, and why.
+ELSEWHERE = {
+    "docs/looking.md": "after the README's, below",
+    "docs/cluster.md": "with scenes and processes of their own: test_served_commands.py",
+}
+# These make a model in minutes, or from what a test has not: another one stands in for it.
+MODELS = ("adapt", "import")
 # Options in sentences that are not geoseg's.
 FOREIGN = {"--no-dashboard", "--strict", "--nbmake", "--resources", "--recipe"}
 
@@ -124,7 +132,7 @@ def _runnable(page: Path) -> list[list[str]]:
     """Return the words of the commands of a page that are run."""
     found = [words for block in blocks(page) if block.language in ("", "bash") for words in lines(block)]
     known = [words for words in found if words[0] in ("geoseg", "cp")]
-    return [words for words in known if words[1] == "import" or _reason(" ".join(words)) is None]
+    return [words for words in known if words[1] in MODELS or _reason(" ".join(words)) is None]
 
 
 def _run(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +141,7 @@ def _run(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
         if words[0] == "cp":
             shutil.copy(words[1], words[2])
             continue
-        if words[1] == "import":  # a model stands in for what the checkpoint of a reader would become
+        if words[1] in MODELS:
             shutil.copy("land.safetensors", words[words.index("-o") + 1])
             continue
         with pytest.raises(SystemExit) as stop:
@@ -162,8 +170,15 @@ def test_commands_of_a_page_run_in_their_order(
     if page != "README.md":
         shutil.copy(checkout / "geoseg" / "data" / "banepa_sample.tif", "scene.tif")
         shutil.copy(sample_labels(), "roofs.geojson")
+        shutil.copy("scene.tif", "new.tif")
         shutil.copy(make_bundle("plainconv", tile=128), "land.safetensors")
     _run(_runnable(ROOT / page), capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_is_run_or_it_is_said_why_not(page: Path) -> None:
+    if page.relative_to(ROOT).as_posix() not in (*RUN, *ELSEWHERE):
+        assert not _runnable(page)
 
 
 def test_a_slip_is_found_out() -> None:

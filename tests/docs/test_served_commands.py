@@ -1,4 +1,7 @@
-"""Blocks of the documents that need a cluster or object storage, run as they stand against servers of the test's."""
+"""Commands of the documents that need a cluster or object storage, run in bash against servers of the test's.
+
+Only ports and the number of parts are others than on the page.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +67,18 @@ def _free_port() -> str:
         return str(one.getsockname()[1])
 
 
+def test_a_batch_on_this_machine(shell: Callable[[str], str], tmp_path: Path) -> None:
+    shell(_block("cluster.md", "--workers 2").splitlines()[0])
+    _check_two(tmp_path / "out")
+
+
 def test_a_cluster_of_ones_own(shell: Callable[[str], str], tmp_path: Path) -> None:
     shell(_block("cluster.md", "--host 127.0.0.1").replace("8786", _free_port()))
-    made = sorted((tmp_path / "out").glob("*/*.gpkg"))
+    _check_two(tmp_path / "out")
+
+
+def _check_two(folder: Path) -> None:
+    made = sorted(folder.glob("*/*.gpkg"))
     assert [path.stem for path in made] == ["east", "west"]
     assert all(len(geopandas.read_file(path, layer=path.stem)) for path in made)
 
