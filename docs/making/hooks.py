@@ -79,9 +79,10 @@ def _help() -> Iterator[str]:
     yield "# Commands"
     yield ""
     yield "What each command says with `--help`. Names mean the same in all of them, and in Python."
-    outer = click.Context(geoseg, info_name="geoseg", max_content_width=100, terminal_width=100)
+    width = {"max_content_width": 100, "terminal_width": 100}
+    outer = click.Context(geoseg, info_name="geoseg", **geoseg.context_settings, **width)
     for name in geoseg.list_commands(outer):
         command = geoseg.get_command(outer, name)
         assert command is not None
-        inner = click.Context(command, info_name=name, parent=outer, max_content_width=100, terminal_width=100)
+        inner = click.Context(command, info_name=name, parent=outer, **width)
         yield from ("", f"## geoseg {name}", "", "```text", command.get_help(inner), "```")

@@ -46,14 +46,18 @@ def lines(block: Block) -> Iterator[list[str]]:
             yield words
 
 
+def _around() -> click.Context:
+    """Return the context that commands run in: what they take from it, they keep, such as the names of --help."""
+    return click.Context(program, info_name="geoseg", **program.context_settings)
+
+
 def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
     """Return the command that words after ``geoseg`` name, and its arguments.
 
     Raises:
         LookupError: there is no such command.
     """
-    context = click.Context(program)
-    command = program.get_command(context, words[0]) if words else program
+    command = program.get_command(_around(), words[0]) if words else program
     if command is None:
         raise LookupError(f"there is no command {words[0]!r}")
     return command, words[1:]
@@ -70,14 +74,14 @@ def parsed(words: list[str]) -> dict[str, object]:
         return program.make_context("geoseg", [*words, "methods"]).params
     command, arguments = command_of(words)
     try:
-        return command.make_context(words[0], list(arguments)).params
+        return command.make_context(words[0], list(arguments), parent=_around()).params
     except click.exceptions.Exit:  # --help and --version end a command before it begins
         return {}
 
 
 def every_option() -> set[str]:
     """Return the names of all options of all commands."""
-    context = click.Context(program)
+    context = _around()
     commands = [program, *(program.get_command(context, each) for each in program.list_commands(context))]
     named = {option for each in commands if each for param in each.params for option in param.opts}
     return named | {"--help", "-h", "--version"}
