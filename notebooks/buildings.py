@@ -30,7 +30,7 @@ HEAD = "network.segmentation_head.0.bias"
 # Pixels of context: labels then differ from those of one pass over the whole scene in fewer than 0.05 % of the pixels.
 HALO = 224
 # With these a run stays below 2 GB.
-TILE = 1408
+TILE = 2304
 # Beyond this nothing more is told of a pixel, as far as labels show.
 WIDE = 320
 # Shares of the scene's width.

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.base.modules import Activation, Attention, Conv2dReLU
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder, UnetDecoderBlock
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
 from geoseg.errors import ConfigError, one_line, unknown_name
+from geoseg.networks import strips
 from geoseg.networks.any_size import AnySize
 from geoseg.networks.pooled_norm import allow_single_values
 from geoseg.networks.scale_aware import scale_aware_stage
@@ -30,6 +37,11 @@ _COMMON_ENCODERS = (
 )
 # Arguments of the library's constructors that `create` sets itself, or that would change what comes out.
 _NOT_OPTIONS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs")
+
+
+# What calls the layers it holds and adds, of the library and of timm.
+_DECODER_PARTS = (UnetDecoderBlock, Conv2dReLU, Attention, SegmentationHead, Activation)
+_ENCODER_PARTS = (nn.ModuleList, InvertedResidual, DepthwiseSeparableConv)
 
 
 class PlainConv(nn.Sequential):
@@ -97,6 +109,41 @@ def build_family(
         )
     stride = _stride_of(network, encoder, in_channels, max(min_size, int(network.encoder.output_stride)))
     return AnySize(network, stride, max(min_size, stride))
+
+
+class LargeTileUnet(smp.Unet):
+    """The library's U-Net, whose largest maps are computed in strips in inference: :mod:`geoseg.networks.strips`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return scores (N, K, H, W) for pixels (N, C, H, W)."""
+        scores = None
+        if self._known():
+            scores = strips.unet_scores(
+                self, self._encoded, list(self.decoder.blocks), self.segmentation_head, x, _DECODER_PARTS
+            )
+        return super().forward(x) if scores is None else scores
+
+    def _known(self) -> bool:
+        """Whether the options are such that the blocks of the decoder are all there is to it."""
+        return (
+            type(self.decoder) is UnetDecoder
+            and isinstance(self.decoder.center, nn.Identity)
+            and self.classification_head is None
+            and self.encoder.output_stride == 2 ** len(self.decoder.blocks)
+            and all(block.interpolation_mode == "nearest" for block in self.decoder.blocks)
+        )
+
+    def _encoded(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        model = getattr(self.encoder, "model", None)
+        if type(model) is EfficientNetFeatures and model.feature_hooks is None:
+            ends = sorted(model._stage_out_idx)
+            if ends[0] and len(ends) == len(self.decoder.blocks):  # the stem's own map is none of them
+                layers = [model.conv_stem, model.bn1, *model.blocks]
+                # Block n ends at place n + 1 of the layers, behind the two of the stem.
+                places = [0, *(end + 2 for end in ends)]
+                stages = [layers[start:end] for start, end in itertools.pairwise(places)]
+                return strips.encoded(stages, pixels, _ENCODER_PARTS)
+        return list(self.encoder(pixels)[1:])
 
 
 class Patches(nn.Conv2d):
@@ -206,7 +253,7 @@ def _built(
     architecture: str, encoder: str, pretrained: bool, arguments: dict[str, Any], options: dict[str, Any]
 ) -> Any:
     """Return what the library builds, able to train on one tile; see :func:`build_family`."""
-    family = getattr(smp, architecture)
+    family = LargeTileUnet if architecture == "Unet" else getattr(smp, architecture)
     known = [option for option in inspect.signature(family).parameters if option not in _NOT_OPTIONS]
     for option in options:
         if option not in known:

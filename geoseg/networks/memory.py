@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 from geoseg.networks.receptive_field import evaluating
 from geoseg.networks.scene_pooling import held
 
-# Side in pixels of the picture that is counted on: what a pass holds grows with its pixels.
-_SIDE = 256
+# Side in pixels of the picture that a network is counted on that cannot be counted without computing.
+_COMPUTED = 256
 
 
-def bytes_per_pixel(network: nn.Module, in_channels: int, stride: int) -> float:
+def bytes_per_pixel(network: nn.Module, in_channels: int, stride: int, side: int = 512) -> float:
     """Return the most bytes that tensors take at once during a forward pass, for each pixel of the input.
 
     Weights are not counted, nor is what kernels take for themselves and what the allocator keeps: a pass adds about as
@@ -29,9 +30,18 @@ def bytes_per_pixel(network: nn.Module, in_channels: int, stride: int) -> float:
         network: from (N, ``in_channels``, H, W) to scores.
         in_channels: number of bands.
         stride: height and width are multiples of it.
+        side: of the tile in pixels, rounded up to such a multiple; of large ones some networks hold less for a pixel.
     """
-    side = math.ceil(_SIDE / stride) * stride
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    try:
+        # Tensors without values: it is counted in no time, and takes no memory.
+        return _counted(copy.deepcopy(network).to("meta"), in_channels, stride, side, torch.device("meta"))
+    except (RuntimeError, NotImplementedError):  # what it does depends on values
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+        return _counted(network, in_channels, stride, _COMPUTED, device)
+
+
+def _counted(network: nn.Module, in_channels: int, stride: int, side: int, device: torch.device) -> float:
+    side = math.ceil(side / stride) * stride
     network = held(network)
     with evaluating(network), torch.no_grad():
         pixels = torch.zeros(1, in_channels, side, side, device=device)

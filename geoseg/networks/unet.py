@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from geoseg.networks import strips
 from geoseg.networks.any_size import AnySize
 from geoseg.networks.pooled_norm import PooledBatchNorm2d
 
@@ -96,6 +97,7 @@ class ResNet(nn.Module):
 
     Attributes:
         out_channels: of the feature maps, finest first.
+        narrow: whether the finest maps take most of the memory.
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class ResNet(nn.Module):
                 blocks.append(block(channels, width, stride, downsample))
                 channels = wide
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
+        # The maps of bottlenecks are wide at every stride: nothing is gained where only the finest come in strips.
+        self.narrow = block is BasicBlock
         self.out_channels = (_STEM, *(block.expansion * width for width in _STAGES))
         self._draw(channels)
 
@@ -136,14 +140,14 @@ class ResNet(nn.Module):
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
 
+    def stages(self) -> list[strips.Stage]:
+        """Return the layers that lead to each map."""
+        layers = [[self.get_submodule(f"layer{number}")] for number in range(1, len(_STAGES) + 1)]
+        return [[self.conv1, self.bn1, self.act1], [self.maxpool, *layers[0]], *layers[1:]]
+
     def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Return feature maps of strides 2, 4, 8, 16 and 32 for (N, C, H, W)."""
-        maps = [self.act1(self.bn1(self.conv1(pixels)))]
-        features = self.maxpool(maps[0])
-        for number in range(1, len(_STAGES) + 1):
-            features = self.get_submodule(f"layer{number}")(features)
-            maps.append(features)
-        return maps
+        return strips.passed(self.stages(), pixels)
 
 
 class Encoder(nn.Module):
@@ -157,6 +161,10 @@ class Encoder(nn.Module):
         """Return the pixels and the feature maps, finest first."""
         return [pixels, *self.model(pixels)]
 
+    def in_strips(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return the feature maps alone, for inference on large tiles."""
+        return strips.encoded(self.model.stages(), pixels, (BasicBlock,))
+
 
 class DecoderBlock(nn.Module):
     """Enlarges a map to the next finer one, sets that beside it, and convolves both twice."""
@@ -166,11 +174,11 @@ class DecoderBlock(nn.Module):
         self.conv1 = _convolution(in_channels + skip_channels, out_channels)
         self.conv2 = _convolution(out_channels, out_channels)
 
-    def forward(self, features: torch.Tensor, finer: torch.Tensor, skip: bool) -> torch.Tensor:
-        """Return (N, K, h, w) for features (N, C, H, W) and a finer map (N, S, h, w), joined only if ``skip``."""
-        features = F.interpolate(features, size=finer.shape[2:], mode="nearest")
-        if skip:
-            features = torch.cat([features, finer], dim=1)
+    def forward(self, features: torch.Tensor, height: int, width: int, joined: torch.Tensor | None) -> torch.Tensor:
+        """Return (N, K, height, width) for features (N, C, H, W), and a map (N, S, height, width) if there is one."""
+        features = F.interpolate(features, size=(height, width), mode="nearest")
+        if joined is not None:
+            features = torch.cat([features, joined], dim=1)
         # The enlarged map is the largest of all: under this name it is gone before the second convolution.
         features = self.conv1(features)
         return self.conv2(features)
@@ -194,7 +202,8 @@ class Decoder(nn.Module):
         """
         features = maps.pop()
         for block in self.blocks:
-            features = block(features, maps.pop(), skip=bool(maps))
+            finer = maps.pop()
+            features = block(features, *finer.shape[2:], finer if maps else None)
         return features
 
 
@@ -223,7 +232,13 @@ class ResNetUnet(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the scores."""
-        scores: torch.Tensor = self.segmentation_head(self.decoder(self.encoder(pixels)))
+        scores = None
+        if self.encoder.model.narrow:
+            scores = strips.unet_scores(
+                self, self.encoder.in_strips, list(self.decoder.blocks), self.segmentation_head, pixels, (DecoderBlock,)
+            )
+        if scores is None:
+            scores = self.segmentation_head(self.decoder(self.encoder(pixels)))
         return scores
 
 

@@ -135,7 +135,7 @@ def _judged(
 
 def _large_tile(module: nn.Module, in_channels: int, halo: int, stride: int) -> int:
     """Return the side of a tile in pixels that takes what memory tiles may take, within bounds."""
-    side = math.isqrt(int(_TILE_BYTES / max(1.0, bytes_per_pixel(module, in_channels, stride))))
+    side = math.isqrt(int(_TILE_BYTES / max(1.0, bytes_per_pixel(module, in_channels, stride, _LARGE_TILE))))
     # At least half of each side is core: with less, most of the work would be thrown away.
     side = max(_TILE, min(_LARGE_TILE, side // stride * stride), 4 * halo)
     return -(-side // stride) * stride
