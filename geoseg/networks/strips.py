@@ -15,7 +15,7 @@ from torch import nn
 
 # Rows of pixels in a strip: enough that those computed twice cost next to nothing.
 _ROWS = 512
-# What a value depends on lies within the kernel; batch norms use the statistics they have learned.
+# What a value depends on lies within the kernel; batch norms use the statistics that they have learned.
 _LOCAL = (nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Dropout, nn.Identity)
 # Blocks of a decoder that are computed in strips.
 _LAST = 3
@@ -83,6 +83,8 @@ def reach_of(
             reach += size // 2 * dilation * stride
             # What stands beside a layer that has halved the map already does not halve it once more.
             stride = min(coarsest, stride * step)
+        elif isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None:
+            return None  # it takes the mean of what it is given
         elif not isinstance(layer, _LOCAL) and type(layer) not in (nn.Sequential, *made_of):
             return None
     return reach

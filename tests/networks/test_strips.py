@@ -110,7 +110,8 @@ def test_the_reach_of_layers_is_that_of_their_kernels():
         nn.MaxPool2d(3, 2, 1),
     ]
     assert strips.reach_of(layers, (1, 4)) == 1 + 2 * 4 + 2
-    assert strips.reach_of([*layers, nn.AdaptiveAvgPool2d(1)], (1, 4)) is None
+    for other in (nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(1, track_running_stats=False), nn.GroupNorm(1, 1)):
+        assert strips.reach_of([*layers, nn.Sequential(other)], (1, 4)) is None
 
 
 def test_training_and_gradients_see_no_strips():
