@@ -1,4 +1,4 @@
-"""U-Net over a plain ResNet, in PyTorch alone; with any other encoder or option, the library's.
+"""U-Net over a plain ResNet or EfficientNet-Lite0, in PyTorch alone; with any other encoder or option, the library's.
 
 Source: O. Ronneberger, P. Fischer, T. Brox, *U-Net: Convolutional Networks for Biomedical Image Segmentation*, 2015
 (arXiv 1505.04597); the encoders are those of K. He et al., *Deep Residual Learning for Image Recognition*, 2015 (arXiv
@@ -11,6 +11,7 @@ a seed, and scores are those of the library, bit by bit: bundles and checkpoints
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from geoseg.networks import strips
 from geoseg.networks.any_size import AnySize
+from geoseg.networks.efficientnet_lite import EfficientNetLite
 from geoseg.networks.pooled_norm import PooledBatchNorm2d
 
 _STRIDE = 32
@@ -87,6 +89,10 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, in
 }
 
 
+_LITE = "tf_efficientnet_lite0"
+ENCODERS = (*_RESNETS, _LITE)
+
+
 class ResNet(nn.Module):
     """The stem and the four stages of a ResNet.
 
@@ -98,7 +104,10 @@ class ResNet(nn.Module):
     Attributes:
         out_channels: of the feature maps, finest first.
         narrow: whether the finest maps take most of the memory.
+        made_of: modules that do nothing but call those they hold, and add.
     """
+
+    made_of = (BasicBlock,)
 
     def __init__(
         self, in_channels: int, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int]
@@ -151,9 +160,9 @@ class ResNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A ResNet under the name ``model``, whose maps come behind the pixels themselves."""
+    """An encoder under the name ``model``, whose maps come behind the pixels themselves."""
 
-    def __init__(self, model: ResNet) -> None:
+    def __init__(self, model: ResNet | EfficientNetLite) -> None:
         super().__init__()
         self.model = model
 
@@ -163,7 +172,7 @@ class Encoder(nn.Module):
 
     def in_strips(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Return the feature maps alone, for inference on large tiles."""
-        return strips.encoded(self.model.stages(), pixels, (BasicBlock,))
+        return strips.encoded(self.model.stages(), pixels, self.model.made_of)
 
 
 class DecoderBlock(nn.Module):
@@ -187,16 +196,18 @@ class DecoderBlock(nn.Module):
 class Decoder(nn.Module):
     """From the coarsest map up to the size of the pixels, which lend their size alone."""
 
-    def __init__(self, encoder_channels: tuple[int, ...]) -> None:
+    def __init__(self, encoder_channels: Sequence[int], decoder_channels: Sequence[int]) -> None:
         super().__init__()
         coarsest, *skips = reversed(encoder_channels)
         self.blocks = nn.ModuleList(
             DecoderBlock(inner, skip, outer)
-            for inner, skip, outer in zip((coarsest, *_DECODER[:-1]), (*skips, 0), _DECODER, strict=True)
+            for inner, skip, outer in zip(
+                (coarsest, *decoder_channels[:-1]), (*skips, 0), decoder_channels, strict=True
+            )
         )
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Return (N, 16, H, W) for the pixels (N, C, H, W) and their feature maps, finest first.
+        """Return (N, K, H, W) for the pixels (N, C, H, W) and their feature maps, finest first.
 
         The list is emptied: each map is given up once it is joined, and what a tile takes at most is a third less.
         """
@@ -207,21 +218,27 @@ class Decoder(nn.Module):
         return features
 
 
-class ResNetUnet(nn.Module):
+class PlainUnet(nn.Module):
     """From pixels (N, C, H, W) to scores (N, K, H, W); H and W are multiples of 32.
 
     Args:
         in_channels: number of bands.
         num_classes: number of classes.
-        encoder: one of :data:`_RESNETS`.
+        encoder: one of :data:`ENCODERS`.
+        decoder_channels: of the five blocks of the decoder, coarsest first.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, encoder: str) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, encoder: str, decoder_channels: Sequence[int] = _DECODER
+    ) -> None:
         super().__init__()
-        resnet = ResNet(in_channels, *_RESNETS[encoder])
-        self.encoder = Encoder(resnet)
-        self.decoder = Decoder(resnet.out_channels)
-        head = nn.Conv2d(_DECODER[-1], num_classes, 3, padding=1)
+        if encoder == _LITE:
+            model: ResNet | EfficientNetLite = EfficientNetLite(in_channels)
+        else:
+            model = ResNet(in_channels, *_RESNETS[encoder])
+        self.encoder = Encoder(model)
+        self.decoder = Decoder(model.out_channels, decoder_channels)
+        head = nn.Conv2d(decoder_channels[-1], num_classes, 3, padding=1)
         self.segmentation_head = nn.Sequential(head)
         for module in self.decoder.modules():
             if isinstance(module, nn.Conv2d):
@@ -258,8 +275,9 @@ def build_unet(
         ConfigError: unknown encoder or option, or weights that cannot be downloaded.
     """
     plain = encoder.removeprefix("tu-")
-    if plain in _RESNETS and not pretrained and not options:
-        return AnySize(ResNetUnet(in_channels, num_classes, plain), _STRIDE, _STRIDE)
+    channels = options.get("decoder_channels", _DECODER)
+    if plain in ENCODERS and not pretrained and options.keys() <= {"decoder_channels"} and _are_channels(channels):
+        return AnySize(PlainUnet(in_channels, num_classes, plain, channels), _STRIDE, _STRIDE)
     from geoseg.networks.families import build_family
 
     return build_family(
@@ -270,6 +288,15 @@ def build_unet(
         pretrained=pretrained,
         min_size=_STRIDE,
         **options,
+    )
+
+
+def _are_channels(given: Any) -> bool:
+    """Whether these can be the channels of a decoder; what cannot, the library refuses in its own words."""
+    return (
+        isinstance(given, list | tuple)
+        and len(given) == len(_DECODER)
+        and all(type(each) is int and each > 0 for each in given)
     )
 
 
