@@ -250,7 +250,7 @@ class PlainUnet(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the scores."""
         scores = None
-        if self.encoder.model.narrow:
+        if self.encoder.model.narrow and type(self.decoder) is Decoder:
             scores = strips.unet_scores(
                 self, self.encoder.in_strips, list(self.decoder.blocks), self.segmentation_head, pixels, (DecoderBlock,)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,9 +87,24 @@ def burn(
     """
     if len(shapes) == 0:
         return np.full(shape, fill, np.uint8)
-    pairs = list(zip(shapes, values.tolist(), strict=True))
+    if all_touched:
+        from geoseg.training.touched import mark_touched
+
+        # The polygons by their numbers, so that of two the later one is on top wherever either is met.
+        numbers = range(1, len(shapes) + 1)
+        index = _burnt(zip(shapes, numbers, strict=True), affine, shape, 0, "int32")
+        mark_touched(index, shapes, affine)
+        found: NDArray[np.uint8] = np.concatenate([[fill], values]).astype(np.uint8)[index]
+        return found
+    return _burnt(zip(shapes, values.tolist(), strict=True), affine, shape, fill, "uint8")
+
+
+def _burnt(
+    pairs: Iterable[tuple[Any, int]], affine: Affine, shape: tuple[int, int], fill: int, dtype: str
+) -> NDArray[Any]:
+    """Return the values of the last polygons that hold the centres of pixels."""
     with placeless():
-        return rasterize(pairs, out_shape=shape, transform=affine, fill=fill, dtype="uint8", all_touched=all_touched)
+        return rasterize(list(pairs), out_shape=shape, transform=affine, fill=fill, dtype=dtype)
 
 
 def borders(shapes: NDArray[np.object_], width_m: float, scene: Scene) -> NDArray[np.object_]:

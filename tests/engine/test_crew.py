@@ -43,17 +43,21 @@ def double(key: str, number: int) -> int:
 
 
 BLOCKED = threading.Event()
+# Of whom each part was that no longer hangs, in the order of the worker.
+DONE: list[str] = []
 
 
 def hang(key: str, number: int) -> None:
     """Wait until a test lets go."""
     BLOCKED.wait(30)
+    DONE.append(key)
 
 
 @pytest.fixture
 def blocked() -> Iterator[None]:
     """Parts that hang, until the test is over."""
     BLOCKED.clear()
+    DONE.clear()
     yield
     BLOCKED.set()
 
@@ -95,8 +99,8 @@ def test_what_is_under_way_at_any_time_is_bounded(client: Client, task: Any, par
 
 
 def test_a_lower_rank_goes_first(client: Client, blocked: None) -> None:
-    crew, order, lock = Crew(client), [], threading.Lock()
-    ready = threading.Barrier(2)
+    crew, ready = Crew(client), threading.Barrier(2)
+    seen = {0: 0, 1: 0}
 
     def run(rank: int) -> None:
         if rank == 0:
@@ -107,16 +111,16 @@ def test_a_lower_rank_goes_first(client: Client, blocked: None) -> None:
             else:
                 BLOCKED.set()  # only now, that both have begun, parts are done
             for _ in stream:
-                with lock:
-                    order.append(rank)
+                seen[rank] += 1
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert sorted(order) == [0] * 20 + [1] * 20
-    last = {rank: len(order) - order[::-1].index(rank) for rank in (0, 1)}
+    assert seen == {0: 20, 1: 20}
+    assert sorted(DONE) == ["rank0"] * 20 + ["rank1"] * 20
+    last = {rank: len(DONE) - DONE[::-1].index(f"rank{rank}") for rank in (0, 1)}
     assert last[0] < last[1]  # the second began first, and ends last
 
 
