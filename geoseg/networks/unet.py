@@ -87,9 +87,8 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, in
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
-
-
 _LITE = "tf_efficientnet_lite0"
+# Those that need no library.
 ENCODERS = (*_RESNETS, _LITE)
 
 
