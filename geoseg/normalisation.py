@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,17 +68,22 @@ def measure(scene: Scene) -> Statistics:
     data, valid = _sample(scene)
     values = data[:, valid].astype(np.float64)
     if values.shape[1] == 0:
-        whole = _first_valid(scene)
-        if whole is None:
-            raise SceneError(
-                f"{scene.path} has no valid pixel: all of it is nodata, transparent or masked; "
-                "if its nodata value is wrong, give another with --nodata."
-            )
-        values = whole.astype(np.float64)
+        values = _first_valid(scene).astype(np.float64)
     p2, p98 = np.percentile(values, [2, 98], axis=1)
     return Statistics(
         *(tuple(float(v) for v in figure) for figure in (values.mean(axis=1), values.std(axis=1), p2, p98))
     )
+
+
+def refuse_empty(scene: Scene) -> None:
+    """Refuse a scene of which no pixel is valid; a few windows are read where that is soon clear, else all of it.
+
+    Raises:
+        SceneError: it is such a scene, or the file cannot be read.
+    """
+    seen = any(scene.read(window).valid.any() for window in _sample_windows(scene)) or _sample(scene)[1].any()
+    if not seen:
+        _first_valid(scene)
 
 
 def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -91,12 +97,7 @@ def _sample(scene: Scene) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     if height * width <= _OVERVIEW_SIDE**2:
         pixels = scene.read(scene.window)
         return pixels.data, pixels.valid
-    windows = [
-        Window(row, col, min(_SAMPLE_SIDE, height), min(_SAMPLE_SIDE, width))
-        for row in _lattice(height)
-        for col in _lattice(width)
-    ]
-    parts = [scene.read(window) for window in windows]
+    parts = [scene.read(window) for window in _sample_windows(scene)]
     flat = np.concatenate([part.data.reshape(len(scene.bands), -1) for part in parts], axis=1)
     return flat[:, None, :], np.concatenate([part.valid.reshape(-1) for part in parts])[None, :]
 
@@ -116,17 +117,31 @@ def _overview(scene: Scene, factor: int) -> tuple[NDArray[Any], NDArray[np.bool_
         return scene.hide_nodata(*patiently(scene.path, read))
 
 
+def _sample_windows(scene: Scene) -> Iterator[Window]:
+    height, width = scene.shape
+    for row in _lattice(height):
+        for col in _lattice(width):
+            yield Window(row, col, min(_SAMPLE_SIDE, height), min(_SAMPLE_SIDE, width))
+
+
 def _lattice(size: int) -> list[int]:
     side = min(_SAMPLE_SIDE, size)
     return sorted({round(i * (size - side) / (_SAMPLES_PER_SIDE - 1)) for i in range(_SAMPLES_PER_SIDE)})
 
 
-def _first_valid(scene: Scene) -> NDArray[Any] | None:
-    """Return the valid values of the first stretch of the scene that has any: (C, N), or None."""
+def _first_valid(scene: Scene) -> NDArray[Any]:
+    """Return the valid values of the first stretch of the scene that has any: (C, N).
+
+    Raises:
+        SceneError: there is none.
+    """
     height, width = scene.shape
     for row in range(0, height, 2048):
         for col in range(0, width, 2048):
             pixels = scene.read(Window(row, col, min(2048, height - row), min(2048, width - col)))
             if pixels.valid.any():
                 return pixels.data[:, pixels.valid]
-    return None
+    raise SceneError(
+        f"{scene.path} has no valid pixel: all of it is nodata, transparent or masked; "
+        "if its nodata value is wrong, give another with --nodata."
+    )

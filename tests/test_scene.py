@@ -19,6 +19,7 @@ from rasterio.enums import ColorInterp
 from geoseg.errors import SceneError
 from geoseg.geodesy import ground_resolution
 from geoseg.grid import Window
+from geoseg.normalisation import refuse_empty
 from geoseg.scene import open_scene
 from tests.conftest import asymmetric, write_raster
 
@@ -293,8 +294,12 @@ def test_a_lone_valid_pixel_is_found_and_none_is_told(raster: Make) -> None:
     image = np.zeros((1, 2200, 2100), "uint8")
     with pytest.raises(SceneError, match=r"no valid pixel.*--nodata"):
         open_scene(raster(image, nodata=0)).statistics()
+    with pytest.raises(SceneError, match=r"no valid pixel.*--nodata"):
+        refuse_empty(open_scene(raster(image, "none.tif", nodata=0)))
     image[0, 2190, 2050] = 9
-    assert open_scene(raster(image, "one.tif", nodata=0)).statistics().mean == (9.0,)
+    lone = open_scene(raster(image, "one.tif", nodata=0))
+    assert lone.statistics().mean == (9.0,)
+    refuse_empty(lone)
 
 
 def _no_crs(make: Make, folder: Path) -> Path:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from geoseg.engine.device import cores
 from geoseg.engine.mosaic import write_mosaic
 from geoseg.engine.plan import CONFIDENCE_NODATA, UNCERTAINTY_NODATA, Plan
 from geoseg.engine.run import Progress
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from geoseg.outputs.qgis_renderers import Colors
 
 _RASTERS = {".tif", ".tiff"}
+# Threads that turn labels into polygons; each holds some blocks of 2048 × 2048 pixels.
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def assemble(
             plan.classes,
             confidence=(str(mosaic), 2) if plan.probabilistic else None,
             selection=Selection.of(options),
+            workers=min(_THREADS, cores()),
             workdir=store.folder,
             progress=progress,
         )

@@ -148,7 +148,7 @@ class BoxTask:
     def __init__(self, work: BoxPlan, workers: int) -> None:
         self.stopped = threading.Event()
         self._work, self._workers = work, workers
-        self._loading = threading.Lock()
+        self._loading, self._computing = threading.Lock(), threading.Lock()
         self._network: SaliencyNetwork | None = None
         self._store = BoxStore(work.folder)
 
@@ -175,7 +175,7 @@ class BoxTask:
         shape = plan.model_scene.shape
         part = network.needs(box, shape)
         overview = read_overview(self._work.overview, part, network.pair.targets)
-        with autocast_of(device, choose_precision(plan.precision, device)):
+        with self._computing, autocast_of(device, choose_precision(plan.precision, device)):
             answer = network.answer(box, overview, part, shape, read)
         self._store.write(number, answer)
         return Outcome(number, answer.rounds[-1].pixels, len(answer.rounds))

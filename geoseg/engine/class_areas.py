@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import rasterio
 
@@ -19,15 +21,19 @@ def class_areas(plan: Plan, store: ChunkStore) -> dict[str, float]:
     """
     source = plan.source
     areas = PixelAreas.of(source.shape, source.geobox.affine, projection(source.geobox), source.resolution)
-    totals = np.zeros(256)
+    totals = np.zeros(len(plan.classes))
     for number in sorted(store.done()):
         window = plan.chunks.window(number)
         with placeless(), rasterio.open(store.path(number)) as file:
             labels = file.read(1)
-        rows = np.arange(window.row, window.row_stop) // CELL
-        cols = np.arange(window.col, window.col_stop) // CELL
-        for row in range(rows[0], rows[-1] + 1):
-            for col in range(cols[0], cols[-1] + 1):
-                counts = np.bincount(labels[np.ix_(rows == row, cols == col)].ravel(), minlength=256)
-                totals += counts[:256] * (areas.parts[row, col] * areas.unit_m2)
-    return {item.name: float(totals[item.id]) for item in plan.classes}
+        for row, rows in _cells(window.row, window.row_stop):
+            for col, cols in _cells(window.col, window.col_stop):
+                counts = [np.count_nonzero(labels[rows, cols] == value) for value in plan.classes.ids]
+                totals += np.array(counts) * (areas.parts[row, col] * areas.unit_m2)
+    return {item.name: float(total) for item, total in zip(plan.classes, totals, strict=True)}
+
+
+def _cells(start: int, stop: int) -> Iterator[tuple[int, slice]]:
+    """Yield the number of each cell that a chunk has a part in, and that part as counted from the chunk's edge."""
+    for cell in range(start // CELL, -(-stop // CELL)):
+        yield cell, slice(max(cell * CELL, start) - start, min((cell + 1) * CELL, stop) - start)

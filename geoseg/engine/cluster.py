@@ -57,7 +57,11 @@ _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 1,
     # A worker that starts again on a busy machine takes a while; the crew knows how long to wait.
     "distributed.deploy.lost-worker-timeout": "1h",
+    # Looks at every thread's stack a hundred times a second, for a page that is not served.
+    "distributed.worker.profile.enabled": False,
 }
+# Parts that this process does at a time: while the network computes for one, another is read, decided on or stored.
+_PARTS = 2
 # What goes wrong is told in one sentence; these would tell it in tracebacks besides.
 _TALKERS = ("distributed", *(f"distributed.{name}" for name in ("client", "core", "nanny", "scheduler", "worker")))
 # Event loops tell here of callbacks that failed: whatever was still to be sent when a scheduler went away.
@@ -170,6 +174,25 @@ class KeepPlugin(WorkerPlugin):
         _KEPT.pop(self.key, None)
 
 
+class BusyTime:
+    """The time of a process, shared alike by the parts that are under way at each moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parts, self._passed, self._since = 0, 0.0, 0.0
+
+    def change(self, parts: int) -> float:
+        """Note that so many parts begin, or end if negative; returns the seconds that each of those under way had."""
+        with self._lock:
+            now = time.monotonic()
+            self._passed += (now - self._since) / max(1, self._parts)
+            self._parts, self._since = self._parts + parts, now
+            return self._passed
+
+
+_BUSY = BusyTime()
+
+
 def segment_on_worker(key: str, number: int) -> Outcome:
     """Compute chunk ``number`` of the job ``key``; this is the task that Dask runs.
 
@@ -181,8 +204,12 @@ def segment_on_worker(key: str, number: int) -> Outcome:
         raise RunError(f"a worker {_REFUSED[key]}")
     if job is None:
         raise RunError("a worker has lost its job: run the same command again.")
-    started = time.monotonic()
-    return replace(job.segment(number), seconds=time.monotonic() - started)
+    began = _BUSY.change(1)
+    try:
+        outcome = job.segment(number)
+    finally:
+        ended = _BUSY.change(-1)
+    return replace(outcome, seconds=ended - began)
 
 
 def stop_local_job(key: str) -> None:
@@ -256,7 +283,7 @@ def _client(options: Options, stack: contextlib.ExitStack) -> Client:
         return Client(**place, timeout=_REACH_TIMEOUT, set_as_default=False)
     if not options.workers:
         return Client(
-            processes=False, n_workers=1, threads_per_worker=1, memory_limit=0, set_as_default=False, **_UNSEEN
+            processes=False, n_workers=1, threads_per_worker=_PARTS, memory_limit=0, set_as_default=False, **_UNSEEN
         )
     cluster = stack.enter_context(
         LocalCluster(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,14 +67,18 @@ def default_batch(tile: int, device: torch.device) -> int:
     return 1 if device.type == "cpu" else max(1, min(32, _GPU_BATCH_PIXELS // tile**2))
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
 def share_cores(workers: int = 1) -> None:
     """Let torch, in the calling thread, use this process's share of the cores that ``workers`` processes divide.
 
     Never fewer than two threads: with one, torch takes other kernels for 1 × 1 convolutions, whose sums round
     differently, and the outcome of a run would depend on the number of workers.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    threads = max(2, cores // max(1, workers))
+    threads = max(2, cores() // max(1, workers))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
@@ -95,7 +100,11 @@ class Scores:
 
 
 class Runner:
-    """A segmenter placed on its device, fed with batches of pixels."""
+    """A segmenter placed on its device, fed with batches of pixels by any number of threads.
+
+    Forward passes take turns in a thread of their own: two at once would need twice the memory and be no quicker, while
+    one thread reads the next tile, decides on the last one or stores it.
+    """
 
     def __init__(
         self,
@@ -121,6 +130,8 @@ class Runner:
         segmenter.place(device)
         if engine != "torch":
             segmenter.accelerate(engine)
+        # The number of threads that torch uses is one of the thread that asks for it.
+        self._network = ThreadPoolExecutor(1, "geoseg-network", torch.set_num_threads, (torch.get_num_threads(),))
 
     def tiles(self, pixels: Sequence[Pixels]) -> Tiles:
         """Return a batch on the host, with its context: uint8 stays, all else is float32; pinned if a GPU takes it."""
@@ -162,13 +173,16 @@ class Runner:
         Kernels are chosen by shape and may round differently, so every forward pass has the same shape: on a CPU,
         where batches gain nothing, one tile; on a GPU a full batch, the last one filled up with copies.
         """
-        count = len(tiles)
-        with torch.inference_mode(), autocast_of(self.device, self.dtype):
-            if self.one_by_one:
-                singles = [segment(one) for one in tiles.singles()]
-                return [torch.cat([value.float() for value in values]) for values in zip(*singles, strict=True)]
-            tiles = tiles.to(self.device).filled(self.batch)
-            return [value[:count].float() for value in segment(tiles)]
+
+        def scores() -> list[torch.Tensor]:
+            with torch.inference_mode(), autocast_of(self.device, self.dtype):
+                if self.one_by_one:
+                    singles = [segment(one) for one in tiles.singles()]
+                    return [torch.cat([value.float() for value in values]) for values in zip(*singles, strict=True)]
+                filled = tiles.to(self.device).filled(self.batch)
+                return [value[: len(tiles)].float() for value in segment(filled)]
+
+        return self._network.submit(scores).result()
 
     def _decide(self, scores: torch.Tensor) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
         """Return label values and confidence (N, H, W), on the host."""

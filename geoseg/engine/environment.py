@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def difference(there: Mapping[str, str | None], here: Mapping[str, str | None]) 
     return None
 
 
+@cache
 def _installed(name: str) -> str | None:
     if name == "python":
         return platform.python_version()

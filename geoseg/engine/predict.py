@@ -16,6 +16,7 @@ from geoseg.engine.run import Progress
 from geoseg.engine.selection import Selection
 from geoseg.errors import BundleError, ConfigError, SceneError
 from geoseg.grid import ChunkGrid, TileGrid, ViewGrid
+from geoseg.normalisation import refuse_empty
 from geoseg.scene import Scene, open_scene
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def make_plan(
     if progress:
         progress("preparing", 0, 1)
     prior = None if labels is None else labels.on(model_scene.geobox, own.path, spec.classes)
-    model_scene.statistics()  # refuses a scene without one valid pixel before any work
+    refuse_empty(model_scene)
     state = _looked_at(model_scene, segmenter, options)
     if progress:
         progress("preparing", 1, 1)

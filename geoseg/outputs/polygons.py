@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +36,19 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """A vector format: what makes its sink, whether it is in longitude and latitude, and whether it takes pyarrow."""
+    """A vector format.
+
+    Attributes:
+        sink: what makes its sink.
+        lonlat: whether it is in longitude and latitude.
+        arrow: whether it takes pyarrow.
+        lines: whether its bytes do not depend on how polygons are grouped.
+    """
 
     sink: Callable[[Path, Attributes, Any], Sink]
     lonlat: bool = False
     arrow: bool = False
+    lines: bool = False
 
 
 def _table(name: str) -> Callable[[Path, Attributes, pyproj.CRS | None], Sink]:
@@ -55,10 +64,10 @@ def _table(name: str) -> Callable[[Path, Attributes, pyproj.CRS | None], Sink]:
 
 
 _FORMATS: dict[str, Format] = {
-    ".geojson": Format(GeoJSON, lonlat=True),
-    ".geojsonl": Format(GeoJSONSequence, lonlat=True),
-    ".geojsons": Format(GeoJSONSequence, lonlat=True),
-    ".ndjson": Format(GeoJSONSequence, lonlat=True),
+    ".geojson": Format(GeoJSON, lonlat=True, lines=True),
+    ".geojsonl": Format(GeoJSONSequence, lonlat=True, lines=True),
+    ".geojsons": Format(GeoJSONSequence, lonlat=True, lines=True),
+    ".ndjson": Format(GeoJSONSequence, lonlat=True, lines=True),
     ".gpkg": Format(_table("GeoPackage")),
     ".fgb": Format(_table("FlatGeobuf")),
     ".parquet": Format(_table("GeoParquet"), arrow=True),
@@ -122,7 +131,8 @@ def write_features(
 ) -> int:
     """Write polygons as they come, with a QGIS style beside the file; an existing file is replaced at the end.
 
-    Memory is bounded by a batch or a group of 16 384 polygons, whichever is larger.  The bytes depend on the polygons
+    A group is written while the next is made.  Memory is bounded by two batches or groups of 16 384 polygons, whichever
+    are larger.  The bytes depend on the polygons
     alone: not on their division into batches, nor on time or place.
 
     Args:
@@ -147,15 +157,11 @@ def write_features(
     if crs is None and chosen.lonlat:
         raise OutputError(_no_lonlat(path))
     attributes = Attributes(classes, pixel_m, has_confidence, extra, multipart)
-    count = 0
     with staged(path) as temporary:
         with writing(path):
             sink = chosen.sink(temporary, attributes, crs)
         try:
-            # What goes wrong in the producer of the batches is not this file's fault: only the writes are translated.
-            for group in grouped(batches):
-                with writing(path):
-                    count += sink.add(group)
+            count = _write_groups(path, sink, batches if chosen.lines else grouped(batches))
             with writing(path):
                 sink.finish()
                 write_vector_style(temporary, classes, beside=path)
@@ -163,6 +169,23 @@ def write_features(
             sink.abandon()
             raise
     return count
+
+
+def _write_groups(path: str | os.PathLike[str] | S3Place, sink: Sink, groups: Iterable[Features]) -> int:
+    """Write groups in a thread of its own, each while the next is made here; returns the number of polygons."""
+
+    def write(group: Features) -> int:
+        # What goes wrong in the producer of the batches is not this file's fault: only the writes are translated.
+        with writing(path):
+            return sink.add(group)
+
+    count = 0
+    with ThreadPoolExecutor(1, "geoseg-writer") as writer:
+        under_way: Future[int] | None = None
+        for group in groups:
+            count += under_way.result() if under_way else 0
+            under_way = writer.submit(write, group)
+        return count + (under_way.result() if under_way else 0)
 
 
 def _no_lonlat(path: str | os.PathLike[str] | S3Place) -> str:

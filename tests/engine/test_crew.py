@@ -13,7 +13,7 @@ from distributed import Client
 
 from geoseg.engine import crew as crew_module
 from geoseg.engine import lots as lots_module
-from geoseg.engine.cluster import JobPlugin, segment_on_worker
+from geoseg.engine.cluster import BusyTime, JobPlugin, connected, segment_on_worker
 from geoseg.engine.crew import Crew, places_for, shown_resources
 from geoseg.engine.environment import (
     difference,
@@ -237,3 +237,18 @@ def test_a_worker_of_another_version_that_joins_later_does_nothing() -> None:
     plugin.teardown(worker)
     with pytest.raises(RunError, match="lost its job"):
         segment_on_worker("later", 0)
+
+
+def test_the_time_of_a_process_is_shared_by_what_it_does_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((100.0, 104.0, 110.0, 111.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    busy = BusyTime()
+    first = busy.change(1)
+    second = busy.change(1)
+    seconds = busy.change(-1) - first, busy.change(-1) - second
+    assert seconds == pytest.approx((4 + 3, 3 + 1))  # of 11 seconds in all, none counted twice
+
+
+def test_this_process_does_two_parts_at_a_time() -> None:
+    with connected(Options()) as crew:
+        assert (crew.threads, crew.processes) == (2, 1)

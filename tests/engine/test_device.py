@@ -5,6 +5,9 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +74,38 @@ def test_a_short_batch_filled_up_gives_the_same(plain: Path, town: Path) -> None
     together = runner.scores(tiles)
     assert together.shape == alone.shape == (3, 5, 64, 64)
     torch.testing.assert_close(together, alone)
+
+
+class _Watched(_Given):
+    """Notes which thread computes, how many threads torch has there, and whether passes ever overlap."""
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__(classes)
+        self.under_way, self.most, self.seen = 0, 0, set[tuple[int, int]]()
+
+    def segment(self, tiles: Tiles, state: State) -> torch.Tensor:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        self.seen.add((threading.get_ident(), torch.get_num_threads()))
+        time.sleep(0.01)
+        self.under_way -= 1
+        return super().segment(tiles, state)
+
+
+def test_passes_asked_for_by_many_threads_take_turns_in_one() -> None:
+    classes = Classes.from_dicts([{"id": i, "name": f"c{i}"} for i in (0, 7, 254)])
+    segmenter = _Watched(classes)
+    share_cores()
+    runner = Runner(segmenter, State(), classes, device=CPU, dtype=torch.float32, batch=1)
+    pixels = _pixels(6, 3)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda one: runner.scores(runner.tiles([one])), pixels))
+    for scores, one in zip(found, pixels, strict=True):
+        np.testing.assert_array_equal(scores[0].numpy(), one.data)
+    assert segmenter.most == 1
+    ((thread, threads),) = segmenter.seen
+    assert thread != threading.get_ident()
+    assert threads == torch.get_num_threads()
 
 
 def test_eight_bit_pixels_stay_eight_bit_on_the_way_to_the_device() -> None:
