@@ -38,3 +38,8 @@ def test_event_loops_tell_of_faults_but_not_of_lost_connections(caplog: pytest.L
         assert done.wait(10)
     told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert told == ["a fault"]
+
+
+def test_this_process_does_two_parts_at_a_time() -> None:
+    with connected(Options()) as crew:
+        assert (crew.threads, crew.processes) == (2, 1)

@@ -13,7 +13,7 @@ from distributed import Client
 
 from geoseg.engine import crew as crew_module
 from geoseg.engine import lots as lots_module
-from geoseg.engine.cluster import BusyTime, JobPlugin, connected, segment_on_worker
+from geoseg.engine.cluster import BusyTime, JobPlugin, segment_on_worker
 from geoseg.engine.crew import Crew, places_for, shown_resources
 from geoseg.engine.environment import (
     difference,
@@ -247,8 +247,3 @@ def test_the_time_of_a_process_is_shared_by_what_it_does_at_a_time(monkeypatch: 
     second = busy.change(1)
     seconds = busy.change(-1) - first, busy.change(-1) - second
     assert seconds == pytest.approx((4 + 3, 3 + 1))  # of 11 seconds in all, none counted twice
-
-
-def test_this_process_does_two_parts_at_a_time() -> None:
-    with connected(Options()) as crew:
-        assert (crew.threads, crew.processes) == (2, 1)
