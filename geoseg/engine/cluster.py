@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -177,14 +177,14 @@ class KeepPlugin(WorkerPlugin):
 class BusyTime:
     """The time of a process, shared alike by the parts that are under way at each moment."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._clock = threading.Lock(), clock
         self._parts, self._passed, self._since = 0, 0.0, 0.0
 
     def change(self, parts: int) -> float:
         """Note that so many parts begin, or end if negative; returns the seconds that each of those under way had."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             self._passed += (now - self._since) / max(1, self._parts)
             self._parts, self._since = self._parts + parts, now
             return self._passed
