@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,6 +251,27 @@ def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.i
     row, col = int(rows.min()), int(cols.min())
     part = Window(row, col, int(rows.max()) + 1 - row, int(cols.max()) + 1 - col)
     return (part, None, None) if part == window else (part, rows - row, cols - col)
+
+
+def taken(raster: NDArray[Any], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[Any]:
+    """Return the pixels of a raster (…, h, w) at every one of ``rows`` (H,) and ``cols`` (W,): (…, H, W).
+
+    Most of a mirrored window is one stretch of the raster, which is copied as it is: several times as quick as to look
+    every pixel up.
+    """
+    return _along(_along(raster, cols, -1), rows, -2)
+
+
+def _along(raster: NDArray[Any], places: NDArray[np.intp], axis: int) -> NDArray[Any]:
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    ends = np.concatenate([[0], breaks, [len(places)]])
+    longest = int(np.argmax(np.diff(ends)))
+    start, stop = int(ends[longest]), int(ends[longest + 1])
+    stretch = slice(int(places[start]), int(places[start]) + stop - start)
+    middle = raster[..., stretch] if axis == -1 else raster[..., stretch, :]
+    if stop - start == len(places):
+        return middle
+    return np.concatenate([raster.take(places[:start], axis), middle, raster.take(places[stop:], axis)], axis)
 
 
 def coarse_span(start: int, step: float, size: int, length: int) -> tuple[int, int, NDArray[np.intp]]:

@@ -21,7 +21,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import ground_resolution, projection
-from geoseg.grid import Window, coarse_span, coarse_stretches, mirror
+from geoseg.grid import Window, coarse_span, coarse_stretches, mirror, taken
 from geoseg.source import (
     RASTER_FAULTS,
     OpenPerThread,
@@ -132,8 +132,7 @@ class Scene(OpenPerThread):
         inner, rows, cols = mirror(window, self.shape)
         data, valid = self._read_inside(RasterioWindow(inner.col, inner.row, inner.width, inner.height), inner.shape)
         if rows is not None and cols is not None:
-            data = data[:, rows[:, None], cols]
-            valid = valid[rows[:, None], cols]
+            data, valid = taken(data, rows, cols), taken(valid, rows, cols)
         return Pixels(data, valid, window)
 
     def read_coarse(self, window: Window, size: int) -> Pixels:
@@ -163,7 +162,7 @@ class Scene(OpenPerThread):
         ]
         data = np.concatenate([np.concatenate([part for part, _ in line], 2) for line in read], 1)
         valid = np.concatenate([np.concatenate([part for _, part in line], 1) for line in read], 0)
-        return Pixels(data[:, rows[:, None], cols], valid[rows[:, None], cols], window)
+        return Pixels(taken(data, rows, cols), taken(valid, rows, cols), window)
 
     def _read_inside(self, place: RasterioWindow, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a part of the scene as ``shape`` rows and columns."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geoseg.errors import ConfigError
-from geoseg.grid import ChunkGrid, TileGrid, Window, blend_weights, reflected
+from geoseg.grid import ChunkGrid, TileGrid, Window, blend_weights, mirror, reflected, taken
 
 sizes = st.integers(1, 300)
 
@@ -44,6 +44,34 @@ def test_mirroring_equals_numpy(size: int, start: int, length: int) -> None:
     if start + offset < 0 or start + length + offset > len(padded):
         return
     assert (axis[reflected(start, start + length, size)] == padded[start + offset : start + offset + length]).all()
+
+
+@given(
+    st.integers(1, 20), st.integers(1, 20), st.tuples(*[st.integers(-50, 50)] * 2), st.tuples(*[st.integers(1, 70)] * 2)
+)
+def test_a_mirrored_window_is_what_looking_up_every_pixel_gives(
+    height: int, width: int, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
+    raster = np.arange(2 * height * width).reshape(2, height, width)
+    part, rows, cols = mirror(Window(*corner, *size), (height, width))
+    read = raster[:, *part.within(Window(0, 0, height, width))]
+    expected = raster[
+        :,
+        reflected(corner[0], corner[0] + size[0], height)[:, None],
+        reflected(corner[1], corner[1] + size[1], width),
+    ]
+    found = read if rows is None or cols is None else taken(read, rows, cols)
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(st.data(), st.integers(1, 9), st.integers(1, 9))
+def test_pixels_taken_anywhere(data: st.DataObject, height: int, width: int) -> None:
+    raster = np.arange(height * width).reshape(height, width)
+    rows, cols = (
+        np.array(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=12)), np.intp)
+        for size in (height, width)
+    )
+    np.testing.assert_array_equal(taken(raster, rows, cols), raster[rows[:, None], cols])
 
 
 @given(st.integers(0, 40), st.integers(1, 50), st.integers(2, 6))

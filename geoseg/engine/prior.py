@@ -18,7 +18,7 @@ from geoseg.engine.class_matching import Matched, Table, match
 from geoseg.engine.label_sides import RasterSide, VectorSide, is_vector, open_raster_side, read_vector_side
 from geoseg.engine.nearest import OnGrid, Place
 from geoseg.errors import LabelsError
-from geoseg.grid import Window, mirror
+from geoseg.grid import Window, mirror, taken
 from geoseg.metrics import IGNORED
 from geoseg.source import OpenPerThread
 from geoseg.vector.labels import RasterBlocks
@@ -70,7 +70,7 @@ class Prior(OpenPerThread):
             reader = self._open.reader = self._reader()
         inner, rows, cols = mirror(window, Place.of(self.grid).shape)
         found = reader(inner)
-        return found if rows is None or cols is None else found[rows[:, None], cols]
+        return found if rows is None or cols is None else taken(found, rows, cols)
 
     def _reader(self) -> Callable[[Window], NDArray[np.uint8]]:
         side = _side(self.path, self.grid, self.scene, self.classes, self.attribute, self.one_class)
