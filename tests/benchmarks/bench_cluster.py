@@ -111,17 +111,26 @@ def against_processes(folder: Path, side: int = 4096, encoder: str = "resnet18",
     tell("workers", "--workers 2 over two processes, CPU seconds", sorted(costs)[middle], 1.10)
 
 
-def scaling(folder: Path, side: int = 4096, encoder: str = "resnet18", rounds: int = 3) -> None:
-    """Print how many times as fast two workers of one thread each are as one (wanted: at least 1.8), interleaved."""
+def scaling(folder: Path, side: int = 8192, encoder: str = "resnet18", rounds: int = 1) -> None:
+    """Print how many times as fast two workers on two cores are as one on one core (wanted: at least 1.8)."""
     scene = write_scene(folder / f"scene_{side}.tif", side)
     model = write_model(folder, encoder)
-    os.environ["OMP_NUM_THREADS"] = "1"
     ratios = []
     for _ in range(rounds):
-        one, two = (_predict(scene, folder / "labels.tif", model, "--workers", str(count)) for count in (1, 2))
+        one, two = (_predict_on(count, scene, folder / "labels.tif", model) for count in (1, 2))
         ratios.append(one.wall_s / two.wall_s)
         print(f"unet {encoder} {side}²: one worker {one.wall_s:.1f} s, two {two.wall_s:.1f} s", flush=True)
     tell("scaling", "two workers over one, times as fast", statistics.median(ratios), 1.8, least=True)
+
+
+def _predict_on(cores: int, scene: Path, output: Path, model: Path) -> Any:
+    """Return what a run on so many cores costs, with as many workers; its processes inherit the cores of this one."""
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:cores])
+    try:
+        return _predict(scene, output, model, "--workers", str(cores))
+    finally:
+        os.sched_setaffinity(0, every)
 
 
 def _predict(scene: Path, output: Path, model: Path, *more: str) -> Any:
