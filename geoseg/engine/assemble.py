@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from geoseg.outputs.qgis_renderers import Colors
 
 _RASTERS = {".tif", ".tiff"}
-# Threads that turn labels into polygons; each holds some blocks of 2048 × 2048 pixels.
-_THREADS = 2
+# Threads that turn labels into polygons, and the side in pixels of the blocks of which each holds a few: so small that
+# this takes no more memory than the network did.
+_THREADS, _BLOCK = 2, 1024
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def assemble(
             confidence=(str(mosaic), 2) if plan.probabilistic else None,
             selection=Selection.of(options),
             workers=min(_THREADS, cores()),
+            block=_BLOCK,
             workdir=store.folder,
             progress=progress,
         )

@@ -55,6 +55,7 @@ def write_polygons(
     statistics: Sequence[Statistic] = (),
     pixel_coordinates: bool = False,
     workers: int = 1,
+    block: int = 2048,
     workdir: Path,
     progress: Progress | None = None,
 ) -> Written:
@@ -70,6 +71,7 @@ def write_polygons(
         statistics: rasters whose values are summed up over each polygon.
         pixel_coordinates: take a raster without a CRS.
         workers: threads that work on blocks; the result does not depend on them.
+        block: side of the blocks in pixels; nor on it.
         workdir: folder for what does not fit in memory.
         progress: called with a stage, blocks done and blocks in all.
 
@@ -93,6 +95,7 @@ def write_polygons(
         shaping=shaping,
         statistics=statistics,
         pixel_coordinates=pixel_coordinates,
+        block=block,
         workers=workers,
         workdir=workdir,
         progress=None if progress is None else lambda done, total: progress("polygons", done, total),
