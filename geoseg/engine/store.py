@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from rasterio.io import MemoryFile
 from geoseg.errors import OutputError, RunError
 from geoseg.grid import ChunkGrid
 from geoseg.places import S3Place, is_storage
-from geoseg.source import placeless
+from geoseg.source import RASTER_FAULTS, placeless
 
 RECORD = "run.json"
 _LOCK = "lock"
@@ -284,11 +285,28 @@ def tiff_of(layers: NDArray[Any], *, tags: dict[str, str] | None = None, **optio
     count, height, width = layers.shape
     profile = {"driver": "GTiff", "dtype": layers.dtype.name, "count": count, "height": height, "width": width}
     with placeless(), MemoryFile() as memory:
-        with memory.open(**profile, compress="deflate", zlevel=1, interleave="band", **options) as file:
+        with memory.open(**profile, **_compression(), interleave="band", **options) as file:
             file.write(layers)
             if tags:
                 file.update_tags(**tags)
         return bytes(memory.getbuffer())
+
+
+def _compression() -> dict[str, Any]:
+    """Return how chunks are compressed: by Zstandard, in a third of deflate's time, where GDAL was built with it."""
+    return {"compress": "zstd", "zstd_level": 1} if has_codec("zstd") else {"compress": "deflate", "zlevel": 1}
+
+
+@cache
+def has_codec(name: str) -> bool:
+    """Whether GDAL, as it was built here, can compress GeoTIFFs so."""
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 1, "width": 1}
+    with placeless(), contextlib.suppress(*RASTER_FAULTS), MemoryFile() as memory:
+        with memory.open(**profile, compress=name) as file:
+            file.write(np.zeros((1, 1, 1), np.uint8))
+        with memory.open() as file:
+            return str(file.profile.get("compress", "")).lower() == name
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -247,12 +247,14 @@ class _Reader:
         with gdal_environment(path), reading(path, str(window)):
             raw = self._confidence.read(band, window=place)
         nodata = self._confidence.nodatavals[band - 1]
-        known = valid & np.isfinite(raw) & ((raw != nodata) if nodata is not None else True)
+        known = valid if nodata is None else valid & (raw != nodata)
         scale, offset = self._confidence.scales[band - 1], self._confidence.offsets[band - 1]
         if raw.dtype.kind in "iu" and (scale, offset) == (1.0, 0.0):
-            scale = 0.001
-        thousandths = np.rint((np.where(known, raw, 0) * scale + offset) * 1000)
-        thousandths[~known] = 0
+            thousandths = np.where(known, raw, 0)  # as a run writes them
+        else:
+            known = known & np.isfinite(raw)
+            thousandths = np.rint((np.where(known, raw, 0) * scale + offset) * 1000)
+            thousandths[~known] = 0
         if ((thousandths < 0) | (thousandths > 1000)).any():
             raise LabelsError(
                 f"{path} has values outside 0 to 1 in {window} and is no confidence: give floats from 0 to 1, integers "
