@@ -60,7 +60,7 @@ _SETTINGS: dict[str, Any] = {
     # Looks at every thread's stack a hundred times a second, for a page that is not served.
     "distributed.worker.profile.enabled": False,
 }
-# Parts that this process does at a time: while the network computes for one, another is read, decided on or stored.
+# Parts that a process does at a time: while the network computes for one, another is read, decided on or stored.
 _PARTS = 2
 # What goes wrong is told in one sentence; these would tell it in tracebacks besides.
 _TALKERS = ("distributed", *(f"distributed.{name}" for name in ("client", "core", "nanny", "scheduler", "worker")))
@@ -278,6 +278,8 @@ def _matters(record: logging.LogRecord) -> bool:
 
 
 def _client(options: Options, stack: contextlib.ExitStack) -> Client:
+    from geoseg.engine.device import cores
+
     if options.scheduler:
         place = {"scheduler_file" if os.path.exists(options.scheduler) else "address": options.scheduler}
         return Client(**place, timeout=_REACH_TIMEOUT, set_as_default=False)
@@ -288,7 +290,8 @@ def _client(options: Options, stack: contextlib.ExitStack) -> Client:
     cluster = stack.enter_context(
         LocalCluster(
             n_workers=options.workers,
-            threads_per_worker=1,
+            # Where every process has one core, the others are what computes meanwhile.
+            threads_per_worker=_PARTS if cores() > options.workers else 1,
             processes=True,
             **_UNSEEN,
             silence_logs=logging.CRITICAL,
