@@ -131,7 +131,7 @@ class Runner:
         if engine != "torch":
             segmenter.accelerate(engine)
         # The number of threads that torch uses is one of the thread that asks for it.
-        self._network = ThreadPoolExecutor(1, "geoseg-network", torch.set_num_threads, (torch.get_num_threads(),))
+        self._turns = ThreadPoolExecutor(1, "geoseg-network", torch.set_num_threads, (torch.get_num_threads(),))
 
     def tiles(self, pixels: Sequence[Pixels]) -> Tiles:
         """Return a batch on the host, with its context: uint8 stays, all else is float32; pinned if a GPU takes it."""
@@ -182,7 +182,7 @@ class Runner:
                 filled = tiles.to(self.device).filled(self.batch)
                 return [value[: len(tiles)].float() for value in segment(filled)]
 
-        return self._network.submit(scores).result()
+        return self._turns.submit(scores).result()
 
     def _decide(self, scores: torch.Tensor) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
         """Return label values and confidence (N, H, W), on the host."""

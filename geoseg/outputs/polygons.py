@@ -132,8 +132,7 @@ def write_features(
     """Write polygons as they come, with a QGIS style beside the file; an existing file is replaced at the end.
 
     A group is written while the next is made.  Memory is bounded by two batches or groups of 16 384 polygons, whichever
-    are larger.  The bytes depend on the polygons
-    alone: not on their division into batches, nor on time or place.
+    are larger.  The bytes depend on the polygons alone: not on their division into batches, nor on time or place.
 
     Args:
         path: the output; its suffix is one of :func:`suffixes`.
