@@ -66,13 +66,13 @@ def _over_floors(folder: Path, scene: Path, model: Path, what: str, rounds: int)
                 f"({cost.cpu_s:.1f} CPU s), {cost.peak_mb:.0f} MB",
                 flush=True,
             )
-    for (engine, name), each in ratios.items():
+    for (engine, name), values in ratios.items():
         if engine == "openvino" and name == "own":
             continue  # which is F
-        floor, wanted = ("F", _WANTED_OVER_F) if name == "F" else ("its own floor", _WANTED_OVER_OWN)
-        wall, cpu = (statistics.median(values) for values in zip(*each, strict=True))
-        tell("engines", f"{what}, {engine}, over {floor} on the clock,", wall, wanted.get(engine))
-        tell("engines", f"{what}, {engine}, over {floor} in CPU seconds,", cpu)
+        over, wanted = ("F", _WANTED_OVER_F) if name == "F" else ("its own floor", _WANTED_OVER_OWN)
+        wall, cpu = (statistics.median(each) for each in zip(*values, strict=True))
+        tell("engines", f"{what}, {engine}, over {over} on the clock,", wall, wanted.get(engine))
+        tell("engines", f"{what}, {engine}, over {over} in CPU seconds,", cpu)
 
 
 def _whole(scene: Path, model: Path, folder: Path, engine: str) -> Cost:
