@@ -25,6 +25,7 @@ from geoseg.engine.batch_journal import (
 from geoseg.engine.batch_scene import BatchScenes, model_note
 from geoseg.engine.cluster import KeepPlugin, connected
 from geoseg.engine.crew import Crew
+from geoseg.engine.device import cores
 from geoseg.engine.execute import Among
 from geoseg.engine.predict import Options, method_of
 from geoseg.engine.run import Progress
@@ -211,8 +212,8 @@ class _Batch:
         kept = KeepPlugin(uuid.uuid4().hex)
         crew.register(kept)
         # Workers elsewhere leave this machine's cores to the outputs; those here share them.
-        cores = (os.cpu_count() or 1) if self._each.options.scheduler else 1
-        publishing = threading.BoundedSemaphore(max(1, cores // 2))
+        free = cores() if self._each.options.scheduler else 1
+        publishing = threading.BoundedSemaphore(max(1, free // 2))
         at_a_time = min(len(self._missing), max(2, 2 * crew.threads), _MOST_AT_A_TIME)
         pool = ThreadPoolExecutor(at_a_time, thread_name_prefix="geoseg-scene")
         told = time.monotonic()

@@ -18,7 +18,7 @@ from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 from tornado.util import TimeoutError as TornadoTimeoutError
 
-from geoseg.engine.allocator import keep_freed_memory
+from geoseg.engine.allocator import keep_freed_memory, keeping_environment
 from geoseg.engine.crew import Crew
 from geoseg.engine.environment import (
     difference,
@@ -59,6 +59,7 @@ _SETTINGS: dict[str, Any] = {
     "distributed.deploy.lost-worker-timeout": "1h",
     # Looks at every thread's stack a hundred times a second, for a page that is not served.
     "distributed.worker.profile.enabled": False,
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in keeping_environment().items()},
 }
 # Parts that a process does at a time: while the network computes for one, another is read, decided on or stored.
 _PARTS = 2

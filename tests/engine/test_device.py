@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -177,14 +174,3 @@ def test_reading_ahead_stops_when_nobody_listens() -> None:
     count = len(made)
     assert count <= 6
     assert len(made) == count
-
-
-def test_the_allocator_of_a_process_can_be_told_to_keep_memory() -> None:
-    code = (
-        "from geoseg.engine.allocator import keep_freed_memory; import sys; "
-        "print(keep_freed_memory(), 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    told, loaded = done.stdout.split()
-    assert told == str(sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc")
-    assert loaded == "False"
