@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import SceneError
 from geoseg.grid import Window
+from geoseg.nodata import hide_nodata
 from geoseg.source import gdal_environment, open_raster, patiently, reading
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _overview(scene: Scene, factor: int) -> tuple[NDArray[Any], NDArray[np.bool_
             return data, dataset.read_masks(scene.bands[0], out_shape=shape) if scene.masked else None
 
     with gdal_environment(scene.path), reading(scene.path, "an overview"):
-        return scene.hide_nodata(*patiently(scene.path, read))
+        return hide_nodata(*patiently(scene.path, read), scene.nodata)
 
 
 def _sample_windows(scene: Scene) -> Iterator[Window]:

@@ -22,6 +22,8 @@ from rasterio.windows import Window as RasterioWindow
 from geoseg.errors import SceneError, one_line
 from geoseg.geodesy import ground_resolution, projection
 from geoseg.grid import Window, coarse_span, coarse_stretches, mirror, taken
+from geoseg.nodata import hide_nodata
+from geoseg.resampling import EXACT, read_along, running_along
 from geoseg.source import (
     RASTER_FAULTS,
     OpenPerThread,
@@ -72,6 +74,7 @@ class Scene(OpenPerThread):
         masked: whether the file carries an internal validity mask.
         warp: None where ``geobox`` is the file's own grid.
         elsewhere: whether the file may refer to files outside of its folder and to servers.
+        overview: the file's overview that is read in place of its pixels, by its number from 0.
     """
 
     path: str
@@ -84,6 +87,7 @@ class Scene(OpenPerThread):
     masked: bool = False
     warp: Warp | None = None
     elsewhere: bool = False
+    overview: int | None = None
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @property
@@ -130,7 +134,11 @@ class Scene(OpenPerThread):
             SceneError: the file cannot be read there.
         """
         inner, rows, cols = mirror(window, self.shape)
-        data, valid = self._read_inside(RasterioWindow(inner.col, inner.row, inner.width, inner.height), inner.shape)
+        if self.warp is not None and self.warp.along is not None:
+            data, valid = read_along(self._unwarped(), self.warp.along, inner)
+        else:
+            place = RasterioWindow(inner.col, inner.row, inner.width, inner.height)
+            data, valid = self._read_inside(place, inner.shape)
         if rows is not None and cols is not None:
             data, valid = taken(data, rows, cols), taken(valid, rows, cols)
         return Pixels(data, valid, window)
@@ -172,7 +180,7 @@ class Scene(OpenPerThread):
             how |= {"out_shape": shape, "resampling": Resampling.average if self._knows_nodata else Resampling.nearest}
         with gdal_environment(self.path), reading(self.path, _told(place)):
             data, mask = patiently(self.path, lambda: self._read_stored(how))
-        return self.hide_nodata(data, mask)
+        return hide_nodata(data, mask, self.nodata)
 
     def _read_stored(self, how: dict[str, Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Return pixels as the file has them, and the mask that it has of them, if any."""
@@ -196,46 +204,27 @@ class Scene(OpenPerThread):
         own = (dataset.nodatavals[band - 1] for band in self.bands)
         return all(mine is None or repr(mine) == repr(its) for mine, its in zip(self.nodata, own, strict=True))
 
-    def hide_nodata(self, data: NDArray[Any], mask: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Return pixels (C, H, W) with 0 where nothing is known, and where something is (H, W).
-
-        Args:
-            data: (C, H, W) as the file has it.
-            mask: (H, W), 0 where the file says that there is nothing; None where it does not say.
-
-        A pixel holds data unless *every* band says nodata (a black band in water is a measurement); a band that is
-        not a finite number spoils the pixel, because no network can take it.
-        """
-        valid = np.ones(data.shape[1:], bool) if mask is None else mask > 0
-        missing = np.zeros(data.shape[1:], bool)
-        if any(value is not None and not math.isnan(value) for value in self.nodata):
-            per_band = [
-                band == np.asarray(value).astype(data.dtype)
-                if value is not None and not math.isnan(value)
-                else np.zeros(band.shape, bool)
-                for band, value in zip(data, self.nodata, strict=True)
-            ]
-            missing = np.logical_and.reduce(per_band)
-            if data.dtype.kind in "fi" and len(per_band) > 1:
-                # A sentinel such as -9999 in one band only is no measurement either.
-                missing = np.logical_or.reduce(per_band)
-        if data.dtype.kind == "f":
-            missing |= ~np.isfinite(data).all(axis=0)
-        valid &= ~missing
-        if not valid.all():
-            data = np.where(valid, data, data.dtype.type(0))
-        return data, valid
-
     def _dataset(self) -> rasterio.DatasetReader | WarpedVRT:
         dataset = getattr(self._open, "dataset", None)
         if dataset is None:
             if self.warp is None:
-                dataset = open_raster(self.path, elsewhere=self.elsewhere)
+                dataset = open_raster(self.path, self.overview, elsewhere=self.elsewhere)
             else:
                 how = {"has_alpha": self.alpha is not None, "elsewhere": self.elsewhere}
                 dataset = open_warped(self.path, self.geobox, self.warp, self.nodata, **how)
             self._open.dataset = dataset
         return dataset
+
+    def _unwarped(self) -> Scene:
+        """Return the raster on its own grid, or the overview that is read in its place."""
+        own: Scene | None = getattr(self._open, "unwarped", None)
+        if own is None:
+            level = None if self.warp is None else self.warp.overview_level
+            with gdal_environment(self.path), open_raster(self.path, level, elsewhere=self.elsewhere) as dataset:
+                geobox = GeoBox(dataset.shape, dataset.transform, self.geobox.crs)
+            own = replace(self, geobox=geobox, warp=None, overview=level, _open=threading.local())
+            self._open.unwarped = own
+        return own
 
     def on_grid(self, geobox: GeoBox) -> Scene:
         """Return the same source seen through the grid ``geobox``, read lazily, from an overview where that is coarser.
@@ -258,7 +247,8 @@ class Scene(OpenPerThread):
             with gdal_environment(self.path), open_raster(self.path, elsewhere=self.elsewhere) as dataset:
                 factors = dataset.overviews(1)
         level = max((i for i, factor in enumerate(factors) if factor <= min(ratio) * 1.001), default=None)
-        return replace(own, geobox=geobox, warp=Warp(level, ratio))
+        along = running_along(own.geobox, geobox, ratio) if own.warp is None and own.dtype in EXACT else None
+        return replace(own, geobox=geobox, warp=Warp(level, ratio, along))
 
     def with_bands(self, bands: Sequence[int]) -> Scene:
         """Return the same scene with some of its bands, by their index in the file (from 1), in another order.

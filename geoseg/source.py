@@ -115,13 +115,13 @@ def placeless() -> Iterator[None]:
         yield
 
 
-def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> rasterio.DatasetReader:
+def open_raster(path: str, overview: int | None = None, *, elsewhere: bool = False) -> rasterio.DatasetReader:
     """Open ``path`` for reading.
 
     Args:
         path: a file, a URL, or another GDAL name.
+        overview: the overview to open in place of the raster, by its number from 0.
         elsewhere: whether the file may refer to files outside of its folder and to servers.
-        options: of GDAL's driver.
 
     Raises:
         SceneError: missing, unreadable, not a raster, a container of several rasters, or one that refers elsewhere.
@@ -132,6 +132,7 @@ def open_raster(path: str, *, elsewhere: bool = False, **options: Any) -> raster
         if not os.access(path, os.R_OK):
             raise SceneError(f"{path} cannot be read: check its permissions.")
     drivers = None if elsewhere else _trusted(path)
+    options = {} if overview is None else {"OVERVIEW_LEVEL": overview}
     try:
         with placeless(), gdal_environment(path):
             dataset = patiently(path, lambda: _open(path, drivers, **options), _is_unanswered)

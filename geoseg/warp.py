@@ -16,6 +16,7 @@ from rasterio.warp import calculate_default_transform
 
 from geoseg.errors import SceneError
 from geoseg.geodesy import projection
+from geoseg.resampling import Along
 from geoseg.source import open_raster
 
 # In pixels.  As good as exact (rasterio 1.4 fails on 0), so that a pixel does not depend on the window that is read.
@@ -24,10 +25,17 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Warp:
-    """How a file is brought to another grid: the overview to start from, and source pixels per pixel (x, y)."""
+    """How a file is brought to another grid.
+
+    Attributes:
+        overview_level: the overview to start from; None starts from the file's own pixels.
+        ratio: source pixels per pixel, along x and along y.
+        along: how the grid lies on the file's own where it runs along that, which needs no warping.
+    """
 
     overview_level: int | None
     ratio: tuple[float, float]
+    along: Along | None = None
 
 
 def native_grid(path: str, dataset: rasterio.DatasetReader) -> tuple[GeoBox, Warp | None]:
@@ -66,10 +74,10 @@ def open_warped(
         SceneError: the file cannot be opened.
     """
     source = open_raster(path, elsewhere=elsewhere)
-    factor = 1.0
+    factors = (1.0, 1.0)
     if warp.overview_level is not None:
-        overview = open_raster(path, elsewhere=elsewhere, OVERVIEW_LEVEL=warp.overview_level)
-        factor = source.width / overview.width
+        overview = open_raster(path, warp.overview_level, elsewhere=elsewhere)
+        factors = (source.width / overview.width, source.height / overview.height)
         source.close()
         source = overview
     validity: dict[str, Any] = {}
@@ -96,7 +104,7 @@ def open_warped(
         resampling=Resampling.bilinear,
         tolerance=_TOLERANCE,
         # A fixed scale of the kernel; GDAL's own depends on the window.
-        XSCALE=str(min(1.0, factor / warp.ratio[0])),
-        YSCALE=str(min(1.0, factor / warp.ratio[1])),
+        XSCALE=str(min(1.0, factors[0] / warp.ratio[0])),
+        YSCALE=str(min(1.0, factors[1] / warp.ratio[1])),
         **validity,
     )

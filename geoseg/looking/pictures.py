@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyproj
@@ -151,10 +150,9 @@ class Layer:
             factors = dataset.overviews(1)
         wanted = _coarseness(self.place, grid)
         level = max((i for i, factor in enumerate(factors) if factor <= wanted * 1.001), default=None)
-        options: dict[str, Any] = {} if level is None else {"OVERVIEW_LEVEL": level}
         with (
             gdal_environment(self.path),
-            open_raster(self.path, **options) as dataset,
+            open_raster(self.path, level) as dataset,
             reading(self.path, "its pixels"),
         ):
             own = Place((dataset.height, dataset.width), dataset.transform, self.place.crs)

@@ -18,6 +18,7 @@ from rasterio.vrt import WarpedVRT
 
 from geoseg.errors import ConfigError, SceneError
 from geoseg.grid import Window
+from geoseg.nodata import hide_nodata
 from geoseg.scene import Pixels, Scene, open_scene
 from geoseg.source import gdal_environment, open_raster, reading
 from geoseg.training.adaptation_config import TargetConfig
@@ -116,9 +117,8 @@ class Site:
         source = opened.get(warp.overview_level)
         with gdal_environment(self.native.path), reading(self.native.path, "a patch"):
             if source is None:
-                options = {} if warp.overview_level is None else {"OVERVIEW_LEVEL": warp.overview_level}
                 source = opened[warp.overview_level] = open_raster(
-                    self.native.path, elsewhere=self.native.elsewhere, **options
+                    self.native.path, warp.overview_level, elsewhere=self.native.elsewhere
                 )
             factor = 1.0 if warp.overview_level is None else self.overviews[warp.overview_level]
             value = next((v for v in self.native.nodata if v is not None), None)
@@ -144,7 +144,7 @@ class Site:
         mask = None
         if not shapely.covers(whole, outline(geobox.affine, shape)):
             mask = burn(np.array([whole], object), np.ones(1, np.uint8), geobox.affine, shape, fill=0)
-        pixels, valid = self.native.hide_nodata(data, mask)
+        pixels, valid = hide_nodata(data, mask, self.native.nodata)
         return Pixels(pixels, valid, Window(0, 0, *shape))
 
 
