@@ -6,7 +6,6 @@ Everything here is pixel arithmetic on half-open rectangles; nothing reads a fil
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,11 +78,13 @@ class ChunkGrid:
     """A partition of a raster of ``shape`` (height, width) into squares of ``size`` pixels, cut at the far edges.
 
     ``offset`` moves the lines between chunks by so many pixels to the right and down; the first chunks are then larger.
+    ``across`` is the size and the offset of the columns where they are not those of the rows.
     """
 
     shape: tuple[int, int]
     size: int
     offset: int = 0
+    across: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a size that makes no chunks.
@@ -91,15 +92,29 @@ class ChunkGrid:
         Raises:
             ConfigError: ``size`` is not positive.
         """
-        if self.size < 1:
-            raise ConfigError(f"the chunk size is {self.size}: it must be at least 1 pixel.")
-        if not 0 <= self.offset < self.size:
-            raise ConfigError(f"the offset of chunks is {self.offset}: it must be 0 or more, and less than their size.")
+        for size, offset in self._axes:
+            if size < 1:
+                raise ConfigError(f"the chunk size is {size}: it must be at least 1 pixel.")
+            if not 0 <= offset < size:
+                raise ConfigError(f"the offset of chunks is {offset}: it must be 0 or more, and less than their size.")
+
+    @property
+    def _axes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size and offset of the rows, and of the columns."""
+        down = (self.size, self.offset)
+        return down, self.across or down
+
+    @property
+    def record(self) -> list[int]:
+        """What tells this partition of a raster from another."""
+        return [self.size, self.offset, *(self.across or ())]
 
     @cached_property
     def counts(self) -> tuple[int, int]:
         """Number of chunk rows and chunk columns."""
-        rows, cols = (max(1, -(-(length - self.offset) // self.size)) for length in self.shape)
+        rows, cols = (
+            max(1, -(-(length - offset) // size)) for length, (size, offset) in zip(self.shape, self._axes, strict=True)
+        )
         return (rows, cols)
 
     def __len__(self) -> int:
@@ -113,8 +128,10 @@ class ChunkGrid:
     def window(self, number: int) -> Window:
         """Return chunk ``number``; chunks are numbered row by row from 0."""
         (row, row_stop), (col, col_stop) = (
-            (place * self.size + self.offset if place else 0, min((place + 1) * self.size + self.offset, length))
-            for place, length in zip(divmod(number, self.counts[1]), self.shape, strict=True)
+            (place * size + offset if place else 0, min((place + 1) * size + offset, length))
+            for place, length, (size, offset) in zip(
+                divmod(number, self.counts[1]), self.shape, self._axes, strict=True
+            )
         )
         return Window(row, col, row_stop - row, col_stop - col)
 
@@ -123,12 +140,13 @@ class ChunkGrid:
 class TileGrid:
     """Tiles of one fixed shape whose cores lie on a lattice that starts at pixel (0, 0) of the scene.
 
-    A tile is ``tile`` pixels square: a core, and ``halo`` pixels on each side.  The lattice belongs to the scene and
-    not to a chunk, so a tile sees the same pixels whichever chunk asks for it.
+    A tile is ``tile`` pixels square, or ``tile`` high and ``columns`` wide: a core, and ``halo`` pixels on each side.
+    The lattice belongs to the scene and not to a chunk, so a tile sees the same pixels whichever chunk asks for it.
     """
 
     tile: int
     halo: int
+    columns: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a tile that is all halo.
@@ -138,9 +156,9 @@ class TileGrid:
         """
         if self.halo < 0:
             raise ConfigError(f"the halo is {self.halo} pixels: it cannot be negative.")
-        if self.core < 1:
+        if min(self.core_shape) < 1:
             raise ConfigError(
-                f"a tile of {self.tile} pixels has no core left inside a halo of {self.halo}: "
+                f"a tile of {min(self.shape)} pixels has no core left inside a halo of {self.halo}: "
                 f"use --tile {2 * self.halo + max(64, 2 * self.halo)} or more, or a smaller --halo."
             )
 
@@ -148,32 +166,35 @@ class TileGrid:
         """Return the lattice, of tiles no larger than these, that covers a scene of ``shape`` with the fewest pixels.
 
         Of the last tiles of a row little more than their halo may lie on the scene; somewhat smaller ones then come out
-        even.  Sides shrink by multiples of ``stride``, to no less than 256 pixels; of equal lattices the largest wins.
+        even.  Height and width shrink, each by itself, by multiples of ``stride``, to no less than 256 pixels; of equal
+        lattices the largest wins.
 
         >>> TileGrid(1024, 64).fitted((4096, 4096), 32)
-        TileGrid(tile=960, halo=64)
+        TileGrid(tile=960, halo=64, columns=None)
         """
-        sides = range(self.tile, max(min(self.tile, _LEAST_TILE), 2 * self.halo + stride) - 1, -stride)
-        return min((TileGrid(side, self.halo) for side in sides), key=lambda grid: grid._pixels(shape), default=self)
+        height, width = (self._fitted_side(length, stride) for length in shape)
+        return TileGrid(height, self.halo, None if width == height else width)
 
-    def _pixels(self, shape: tuple[int, int]) -> int:
-        """Return how many pixels the tiles that cover a scene have together."""
-        return math.prod(-(-length // self.core) * self.tile for length in shape)
-
-    @property
-    def side(self) -> int:
-        """Side of a whole tile in pixels."""
-        return self.tile
+    def _fitted_side(self, length: int, stride: int) -> int:
+        least = max(min(self.tile, _LEAST_TILE), 2 * self.halo + stride)
+        sides = range(self.tile, least - 1, -stride)
+        return min(sides, key=lambda side: -(-length // (side - 2 * self.halo)) * side, default=self.tile)
 
     @property
-    def core(self) -> int:
-        """Side of the part a tile answers for, in pixels."""
-        return self.tile - 2 * self.halo
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a whole tile in pixels."""
+        return self.tile, self.columns or self.tile
+
+    @property
+    def core_shape(self) -> tuple[int, int]:
+        """Height and width of the part a tile answers for, in pixels."""
+        height, width = self.shape
+        return height - 2 * self.halo, width - 2 * self.halo
 
     @property
     def record(self) -> list[int]:
         """What tells this lattice from another."""
-        return [self.tile, self.halo]
+        return [self.tile, self.halo] if self.columns is None else [self.tile, self.halo, self.columns]
 
     @property
     def reach(self) -> int:
@@ -183,14 +204,15 @@ class TileGrid:
     def weights(self, position: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the weights of the rows and of the columns of the tile at ``position`` where tiles are blended.
 
-        Both are (T,) float32, 0 to 1, of T pixels a side (:func:`blend_weights`), and the same for all tiles.
+        They are (H,) and (W,) float32, 0 to 1, for tiles of H × W pixels (:func:`blend_weights`), the same for all.
         """
-        along = blend_weights(self.tile, self.halo)
-        return along, along
+        down, across = (blend_weights(side, self.halo) for side in self.shape)
+        return down, across
 
     def core_window(self, position: tuple[int, int]) -> Window:
         """Return the core of the tile at lattice ``position`` (row, column)."""
-        return Window(position[0] * self.core, position[1] * self.core, self.core, self.core)
+        height, width = self.core_shape
+        return Window(position[0] * height, position[1] * width, height, width)
 
     def tile_window(self, position: tuple[int, int]) -> Window:
         """Return the whole tile at lattice ``position``: its core and its halo."""
@@ -199,8 +221,10 @@ class TileGrid:
     def covering(self, window: Window, overlap: int = 0) -> list[tuple[int, int]]:
         """Return the positions, row by row, of the tiles whose core grown by ``overlap`` pixels meets ``window``."""
         rows, cols = (
-            range((start - overlap) // self.core, -(-(stop + overlap) // self.core))
-            for start, stop in ((window.row, window.row_stop), (window.col, window.col_stop))
+            range((start - overlap) // core, -(-(stop + overlap) // core))
+            for core, start, stop in zip(
+                self.core_shape, (window.row, window.col), (window.row_stop, window.col_stop), strict=True
+            )
         )
         return [(row, col) for row in rows for col in cols]
 
@@ -221,23 +245,24 @@ class ViewGrid:
         Raises:
             ConfigError: it is smaller than a tile.
         """
-        if self.extent < self.tiles.tile:
+        if self.extent < max(self.tiles.shape):
             raise ConfigError(
-                f"the model looks at {self.extent} pixels round a tile, which has {self.tiles.tile}: use --tile "
+                f"the model looks at {self.extent} pixels round a tile, which has {max(self.tiles.shape)}: use --tile "
                 f"{self.extent} or less."
             )
 
-    @cached_property
-    def _side(self) -> int:
-        """Tiles along a side of the block that shares a square."""
-        return (self.extent - 2 * self.tiles.halo) // self.tiles.core
-
     def window(self, tile: Window) -> Window:
         """Return the square round the tile whose window, halo included, is ``tile``."""
-        core, side = self.tiles.core, self._side
-        margin = (self.extent - side * core) // 2
-        row, col = ((start + self.tiles.halo) // (side * core) * side * core - margin for start in (tile.row, tile.col))
+        row, col = (
+            self._start(start + self.tiles.halo, core)
+            for start, core in zip((tile.row, tile.col), self.tiles.core_shape, strict=True)
+        )
         return Window(row, col, self.extent, self.extent)
+
+    def _start(self, place: int, core: int) -> int:
+        """Return where the square begins, along an axis, that holds the tile whose core begins at ``place``."""
+        block = (self.extent - 2 * self.tiles.halo) // core * core
+        return place // block * block - (self.extent - block) // 2
 
 
 def mirror(window: Window, shape: tuple[int, int]) -> tuple[Window, NDArray[np.intp] | None, NDArray[np.intp] | None]:

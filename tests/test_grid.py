@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,10 +15,17 @@ from geoseg.grid import ChunkGrid, TileGrid, Window, blend_weights, mirror, refl
 sizes = st.integers(1, 300)
 
 
-@given(sizes, sizes, st.integers(1, 400), st.integers(0, 399))
-def test_chunks_partition_the_scene(height: int, width: int, size: int, offset: int) -> None:
+across = st.none() | st.tuples(st.integers(1, 400), st.integers(0, 399))
+
+
+@given(sizes, sizes, st.integers(1, 400), st.integers(0, 399), across)
+def test_chunks_partition_the_scene(
+    height: int, width: int, size: int, offset: int, across: tuple[int, int] | None
+) -> None:
     seen = np.zeros((height, width), int)
-    chunks = ChunkGrid((height, width), size, offset % size)
+    across = across and (across[0], across[1] % across[0])
+    chunks = ChunkGrid((height, width), size, offset % size, across)
+    assert chunks.record == [size, offset % size, *(across or ())]
     for number, window in enumerate(chunks):
         assert window == chunks.window(number)
         assert not window.empty
@@ -24,9 +33,12 @@ def test_chunks_partition_the_scene(height: int, width: int, size: int, offset: 
     assert (seen == 1).all()
 
 
-@given(sizes, sizes, st.integers(0, 20), st.integers(1, 60), st.integers(1, 90))
-def test_tile_cores_cover_every_chunk_once(height: int, width: int, halo: int, core: int, chunk: int) -> None:
-    tiles = TileGrid(core + 2 * halo, halo)
+@given(sizes, sizes, st.integers(0, 20), st.integers(1, 60), st.none() | st.integers(1, 60), st.integers(1, 90))
+def test_tile_cores_cover_every_chunk_once(
+    height: int, width: int, halo: int, core: int, across: int | None, chunk: int
+) -> None:
+    tiles = TileGrid(core + 2 * halo, halo, across and across + 2 * halo)
+    assert tiles.core_shape == (core, across or core)
     for window in ChunkGrid((height, width), chunk):
         seen = np.zeros(window.shape, int)
         for position in tiles.covering(window):
@@ -100,13 +112,13 @@ def test_intersection_is_what_both_hold(row: int, col: int, height: int, width: 
 def test_tiles_begin_on_the_lattice_of_the_stride_whatever_the_chunks(
     stride: int, halo: int, core: int, half: int, height: int, width: int, blended: bool
 ) -> None:
-    tiles = TileGrid((core + 2 * halo) * stride, halo * stride)
+    tiles = TileGrid((core + 2 * halo) * stride, halo * stride, (core + 1 + 2 * halo) * stride)
     chunk = 2 * half + 1  # odd: no multiple of any stride
     for window in ChunkGrid((height, width), chunk, half if blended else 0):
         for position in tiles.covering(window, tiles.halo if blended else 0):
             tile = tiles.tile_window(position)
             assert (tile.row % stride, tile.col % stride) == (0, 0)
-            assert tile.shape == (tiles.tile, tiles.tile)
+            assert tile.shape == tiles.shape == (tiles.tile, tiles.tile + stride)
 
 
 @given(
@@ -118,13 +130,17 @@ def test_tiles_that_fit_a_scene_compute_no_more_of_it(
     given = TileGrid(-(-tile // stride) * stride, halo * stride)
     found = given.fitted((height, width), stride)
     pixels, before = (
-        grid.tile**2 * len(grid.covering(Window(0, 0, height, width))) / (height * width) for grid in (found, given)
+        math.prod(grid.shape) * len(grid.covering(Window(0, 0, height, width))) / (height * width)
+        for grid in (found, given)
     )
     assert found.halo == given.halo
-    assert 256 <= found.tile <= given.tile
-    assert found.tile % stride == 0
     assert pixels <= before
-    if max(height, width) <= given.core:
+    for length, side in zip((height, width), found.shape, strict=True):
+        assert 256 <= side <= given.tile
+        assert side % stride == 0
+        # Each axis as if the scene were square.
+        assert given.fitted((length, length), stride) == TileGrid(side, given.halo)
+    if max(height, width) <= given.core_shape[0]:
         assert len(found.covering(Window(0, 0, height, width))) == 1 or pixels < before
 
 
@@ -132,6 +148,22 @@ def test_small_scenes_get_small_tiles() -> None:
     assert TileGrid(2048, 64).fitted((512, 500), 32) == TileGrid(640, 64)
     assert TileGrid(1024, 64).fitted((4096, 4096), 32) == TileGrid(960, 64)
     assert TileGrid(128, 32).fitted((50, 50), 32) == TileGrid(128, 32)
+    assert TileGrid(2048, 64).fitted((300, 1300), 32) == TileGrid(448, 64, 1440)
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(1, 90))
+def test_weights_of_tiles_that_are_not_square_add_up_to_one(
+    halo: int, high: int, wide: int, height: int, width: int
+) -> None:
+    tiles = TileGrid(4 * halo + high, halo, 4 * halo + wide)
+    scene = Window(0, 0, height, width)
+    total = np.zeros((height, width))
+    for position in tiles.covering(scene, tiles.reach):
+        tile = tiles.tile_window(position)
+        down, across = tiles.weights(position)
+        part = tile.intersect(scene)
+        total[part.within(scene)] += (down[:, None] * across)[part.within(tile)]
+    np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
 def test_a_tile_without_a_core_is_refused_with_the_way_out() -> None:
@@ -142,3 +174,5 @@ def test_a_tile_without_a_core_is_refused_with_the_way_out() -> None:
 def test_chunks_need_a_size() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         ChunkGrid((10, 10), 0)
+    with pytest.raises(ConfigError, match="offset of chunks is 7"):
+        ChunkGrid((10, 10), 5, 0, (7, 7))

@@ -110,7 +110,7 @@ class Job:
                     plan.classes,
                     device=device,
                     dtype=choose_precision(plan.precision, device),
-                    batch=plan.batch or default_batch(plan.tiles.side, device),
+                    batch=plan.batch or default_batch(plan.tiles.shape, device),
                     context=Context(plan),
                     engine=plan.engine,
                 )

@@ -62,9 +62,9 @@ def autocast_of(device: torch.device, dtype: torch.dtype) -> AbstractContextMana
     return torch.autocast(device.type, dtype=dtype)
 
 
-def default_batch(tile: int, device: torch.device) -> int:
-    """Return how many tiles go through the network at once where the user does not say."""
-    return 1 if device.type == "cpu" else max(1, min(32, _GPU_BATCH_PIXELS // tile**2))
+def default_batch(tile: tuple[int, int], device: torch.device) -> int:
+    """Return how many tiles of so many rows and columns go through the network at once where the user does not say."""
+    return 1 if device.type == "cpu" else max(1, min(32, _GPU_BATCH_PIXELS // math.prod(tile)))
 
 
 def cores() -> int:

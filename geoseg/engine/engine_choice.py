@@ -75,7 +75,7 @@ def settled(plan: Plan, segmenter: Segmenter, options: Options) -> tuple[Plan, l
     begun = None if options.fresh else _begun(plan, names)
     if begun is not None:
         return replace(plan, engine=begun), []
-    kind = (repr(plan.method_record()), plan.tiles.side, options.workers)
+    kind = (repr(plan.method_record()), plan.tiles.shape, options.workers)
     if kind in _CHOSEN:
         return replace(plan, engine=_CHOSEN[kind]), []
     tiles = plan.tiles.covering(Window(0, 0, *plan.model_scene.shape))

@@ -185,9 +185,11 @@ def _told(plan: Plan) -> str:
     """Return in a line how a plan is carried out."""
     height, width = plan.source.shape
     tiles = plan.tiles
+    rows, columns = tiles.shape
+    size = str(rows) if rows == columns else f"{columns} × {rows}"
     halo = f" with a halo of {tiles.halo}" if isinstance(tiles, TileGrid) else ""
     return (
-        f"{plan.source.path}: {width} × {height} pixels in {len(plan.chunks)} chunks, tiles of {tiles.side} pixels"
+        f"{plan.source.path}: {width} × {height} pixels in {len(plan.chunks)} chunks, tiles of {size} pixels"
         f"{halo}, {plan.blend}, by {plan.engine} on {plan.device} in {plan.precision}; chunks are kept in {plan.store}."
     )
 
@@ -196,7 +198,7 @@ def _amplification(plan: Plan, tally: Tally) -> float | None:
     if not tally.pixels:
         return None
     model, own = (math.prod(scene.shape) for scene in (plan.model_scene, plan.source))
-    return tally.tiles * plan.tiles.side**2 / (tally.pixels * model / own)
+    return tally.tiles * math.prod(plan.tiles.shape) / (tally.pixels * model / own)
 
 
 def _refuse_unseen(store: Store, tally: Tally) -> None:

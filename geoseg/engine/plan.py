@@ -200,7 +200,7 @@ class Plan:
             "method": self.method_record(),
             "classes": self.classes.as_dicts(),
             "tile": self.tiles.record,
-            "chunk": [self.chunks.size, self.chunks.offset],
+            "chunk": self.chunks.record,
             "blend": self.blend,
             "precision": self.precision,
             "engine": self.engine,

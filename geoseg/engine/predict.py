@@ -353,6 +353,9 @@ def _chunks(
     if source.geobox != model_scene.geobox:
         finer = max(1.0, max(a / b for a, b in zip(source.resolution, model_scene.resolution, strict=True)))
         return ChunkGrid(source.shape, max(64, int(asked / finer)))
-    core, first = (tiles.core, 0) if isinstance(tiles, TileGrid) else (tiles.step, tiles.reach)
-    size = max(1, round(asked / core)) * core
-    return ChunkGrid(source.shape, size, (first + (core // 2 if blended else 0)) % size)
+    cores, first = (tiles.core_shape, 0) if isinstance(tiles, TileGrid) else ((tiles.step, tiles.step), tiles.reach)
+    sizes = [max(1, round(asked / core)) * core for core in cores]
+    down, across = (
+        (size, (first + (core // 2 if blended else 0)) % size) for core, size in zip(cores, sizes, strict=True)
+    )
+    return ChunkGrid(source.shape, *down, None if across == down else across)

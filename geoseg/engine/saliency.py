@@ -150,7 +150,8 @@ def overview_plan(plan: Plan, segmenter: SaliencyNetwork) -> Plan:
     coarse, factor = segmenter.coarse_pass(), segmenter.settings.factor
     scene = overview_of(plan.model_scene, factor)
     tiles = TileGrid(coarse.spec.tile, coarse.spec.halo)
-    size = max(1, round(_CHUNK / tiles.core)) * tiles.core
+    core = max(tiles.core_shape)
+    size = max(1, round(_CHUNK / core)) * core
     aoi = None
     if plan.aoi is not None:
         # An overview pixel counts where it touches the area, and its neighbours decide whether a target ends there.

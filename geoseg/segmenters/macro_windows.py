@@ -55,9 +55,9 @@ class MacroGrid:
         return self.extent - self.overlap
 
     @property
-    def side(self) -> int:
-        """Side of a whole macro-window in pixels."""
-        return self.extent
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a whole macro-window in pixels."""
+        return self.extent, self.extent
 
     @property
     def record(self) -> list[int]:

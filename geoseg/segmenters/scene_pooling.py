@@ -84,7 +84,7 @@ class ScenePooledNetwork(PlainNetwork):
         pyramid = ScenePyramid(network.coarse_channels, shape)
         grid = self._gathering(shape)
         margin = grid.halo // network.stride
-        for position, row, col, size in parts(shape, grid.core // network.stride):
+        for position, row, col, size in parts(shape, grid.core_shape[0] // network.stride):
             inner = (slice(margin, margin + size[0]), slice(margin, margin + size[1]))
             tiles = Tiles.of([scene.read(grid.tile_window(position))])
             weights = _counted(tiles.valid, network.stride)[inner]

@@ -132,10 +132,10 @@ def test_precision_is_full_on_a_cpu_unless_asked_for() -> None:
 
 def test_batches_fill_a_gpu_and_not_a_cpu() -> None:
     gpu = torch.device("cuda")
-    assert default_batch(1024, CPU) == 1
-    assert default_batch(1024, gpu) == 8
-    assert default_batch(128, gpu) == 32
-    assert default_batch(8192, gpu) == 1
+    assert default_batch((1024, 1024), CPU) == 1
+    assert default_batch((1024, 1024), gpu) == 8
+    assert default_batch((128, 128), gpu) == 32
+    assert default_batch((8192, 8192), gpu) == 1
 
 
 def test_there_are_always_two_threads() -> None:
