@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.benchmarks import (
@@ -49,22 +49,28 @@ _FURTHER: dict[str, Callable[[Path], None]] = {
 }
 
 
-def main() -> None:
-    """Run the benchmarks named on the command line, or those of a scene from its start to its polygons."""
-    known = {**_SUITE, **_FURTHER}
+def asked(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for; without a name, for all of `make bench`."""
+    known = [*_SUITE, *_FURTHER]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=main.__doc__)
-    parser.add_argument(
-        "name", nargs="*", choices=[*known, []], default=list(_SUITE), metavar="NAME", help=", ".join(known)
-    )
+    # Of no names at all argparse makes a list, which it looks for among the choices.
+    parser.add_argument("name", nargs="*", choices=[*known, []], metavar="NAME", help=", ".join(known))
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--chart", type=Path, help="draw the figures that have a mark here, as a PNG")
     parser.add_argument("--folder", type=Path, help="keep scenes, models and environments here for the next time")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    given.name = given.name or list(_SUITE)
+    return given
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, or those of a scene from its start to its polygons."""
+    given = asked()
     with tempfile.TemporaryDirectory(prefix="geoseg-bench-") as passing:
         folder = given.folder or Path(passing)
         folder.mkdir(parents=True, exist_ok=True)
         for name in given.name:
-            known[name](folder)
+            {**_SUITE, **_FURTHER}[name](folder)
             if given.json:
                 figures.write_json(given.json)
     if given.chart:
