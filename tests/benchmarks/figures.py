@@ -46,7 +46,12 @@ class Figure:
         if self.wanted is not None:
             mark = f" (wanted: {'at least' if self.least else 'at most'} {self.wanted:g})"
         unit = f" {self.unit}" if self.unit else ""
-        return f"{self.benchmark}: {self.what} {self.value:.3g}{unit}{mark}"
+        return f"{self.benchmark}: {self.what} {self.number}{unit}{mark}"
+
+    @property
+    def number(self) -> str:
+        """The value in three digits, or as a whole number."""
+        return f"{self.value:.3g}" if abs(self.value) < 1000 else f"{self.value:.0f}"
 
 
 def tell(
@@ -81,10 +86,12 @@ def draw(path: Path) -> None:
     canvas, axes = pyplot.subplots(figsize=(9, 1 + 0.32 * len(figures)), layout="constrained")
     colours = ["#1b7837" if figure.kept else "#b2182b" for figure in figures]
     axes.barh(range(len(figures)), shares, color=colours)
-    axes.set_yticks(range(len(figures)), [f"{figure.benchmark}: {figure.what}" for figure in figures], fontsize=8)
+    axes.set_yticks(
+        range(len(figures)), [f"{figure.benchmark}: {figure.what.rstrip(',')}" for figure in figures], fontsize=8
+    )
     for row, (figure, share) in enumerate(zip(figures, shares, strict=True)):
         sign = "≥" if figure.least else "≤"
-        axes.text(share, row, f" {figure.value:.3g} {figure.unit} ({sign} {figure.wanted:g})", va="center", fontsize=8)
+        axes.text(share, row, f" {figure.number} {figure.unit} ({sign} {figure.wanted:g})", va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlim(0, 1.35 * max(1.0, *shares))
     axes.set_xlabel("share of the mark: shorter is better")
