@@ -20,9 +20,10 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/geoseg demo demo
 
+# Threads of a notebook that wait must sleep: where something else has a core, spinning ones hold up those they wait for.
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
-	$(BIN)/python -m pytest --nbmake notebooks -p no:warnings
+	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest --nbmake notebooks -p no:warnings
 
 # Tests that start a cluster's processes need the cores for themselves.
 slow: $(READY)
