@@ -274,8 +274,17 @@ def _quiet() -> None:
 
 
 def _matters(record: logging.LogRecord) -> bool:
-    """Whether what an event loop tells is more than a connection that was lost or not closed in time."""
-    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError | TornadoTimeoutError))
+    """Whether what an event loop tells is more than a connection lost or not closed in time, or a call called off.
+
+    Dask calls off a call that Ctrl-C interrupts by a name that is not bound before its loop has taken the call up.
+    """
+    if not record.exc_info:
+        return True
+    _, error, trace = record.exc_info
+    if isinstance(error, NameError) and trace is not None:
+        frame, _ = list(traceback.walk_tb(trace))[-1]
+        return (frame.f_globals.get("__name__"), frame.f_code.co_name) != ("distributed.utils", "cancel")
+    return not isinstance(error, CommClosedError | TornadoTimeoutError)
 
 
 def _client(options: Options, stack: contextlib.ExitStack) -> Client:

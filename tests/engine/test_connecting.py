@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -38,6 +39,26 @@ def test_event_loops_tell_of_faults_but_not_of_lost_connections(caplog: pytest.L
         assert done.wait(10)
     told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert told == ["a fault"]
+
+
+def test_ctrl_c_before_a_call_is_taken_up_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The loop is held up, so that what is interrupted has not begun there."""
+    held, done = threading.Event(), threading.Event()
+    interrupt = threading.Timer(0.5, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with connected(Options()) as crew:
+            crew.client.loop.add_callback(held.wait, 20)
+            interrupt.start()
+            with pytest.raises(KeyboardInterrupt):
+                crew.client.scheduler_info()
+            crew.client.loop.add_callback(done.set)
+            held.set()
+            assert done.wait(10)
+    finally:
+        interrupt.cancel()
+        signal.signal(signal.SIGINT, before)
+    assert not [record.exc_info for record in caplog.records if record.exc_info]
 
 
 def test_this_process_does_two_parts_at_a_time() -> None:
