@@ -98,6 +98,13 @@ def _show_warning(
         click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
+def _end_at_once_when_told() -> None:
+    """Let Ctrl-C end this process without a word: the command is done, and tracebacks of what is left tell nothing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.default_int_handler:  # not where nobody listens
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit code 0, 1 for a failure, 2 for wrong usage."""
     if arguments is None:
@@ -138,3 +145,6 @@ def main(arguments: list[str] | None = None) -> None:
             err=True,
         )
         sys.exit(1)
+    finally:
+        if arguments is None:
+            _end_at_once_when_told()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dask
@@ -297,8 +299,8 @@ def _client(options: Options, stack: contextlib.ExitStack) -> Client:
         return Client(
             processes=False, n_workers=1, threads_per_worker=_PARTS, memory_limit=0, set_as_default=False, **_UNSEEN
         )
-    cluster = stack.enter_context(
-        LocalCluster(
+    with _children_deaf_to_interrupts():
+        cluster = LocalCluster(
             n_workers=options.workers,
             # Where every process has one core, the others are what computes meanwhile.
             threads_per_worker=_PARTS if cores() > options.workers else 1,
@@ -309,8 +311,23 @@ def _client(options: Options, stack: contextlib.ExitStack) -> Client:
             # Threads of several processes share the cores: let them sleep, not spin, while they wait.
             env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
         )
-    )
+        stack.enter_context(cluster)
     return Client(cluster, timeout=_START_TIMEOUT, set_as_default=False)
+
+
+@contextlib.contextmanager
+def _children_deaf_to_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the threads and processes that are started meanwhile, and from those that they start.
+
+    A terminal sends it to every process of a run. The one that was started ends the others; each would end with a
+    traceback. One that comes meanwhile reaches this process afterwards.
+    """
+    resource_tracker.ensure_running()  # the first process would start it, and hear again from then on
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close_unborn(error: BaseException) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -69,11 +70,20 @@ def test_killed_at_random_moments_and_resumed_byte_for_byte(
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".out") and p.suffix != ".partial"] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGINT, "0"),
+        pytest.param(signal.SIGTERM, "0", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "2", marks=[pytest.mark.slow, pytest.mark.dist]),
+    ],
+)
 def test_who_is_told_to_end_says_how_to_go_on(
-    tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes], number: int
+    tmp_path: Path, town: Path, slow_model: Path, undisturbed: dict[str, bytes], number: int, workers: str
 ) -> None:
-    command = predict_command(tmp_path, town, slow_model, "--chunk", "64")  # small ones, so that many are left
+    """The signal goes to all processes of the run, as a terminal's Ctrl-C does."""
+    # Small chunks, so that many are left.
+    command = predict_command(tmp_path, town, slow_model, "--chunk", "64", "--workers", workers)
     process = _start(command)
     _wait_for_chunks(tmp_path, 2)
     assert process.poll() is None
@@ -85,6 +95,22 @@ def test_who_is_told_to_end_says_how_to_go_on(
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert "found done" in done.stderr
     assert (tmp_path / "out.gpkg").read_bytes() == undisturbed["out.gpkg"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_told_to_end_while_ending_ends_without_a_word(number: int) -> None:
+    """A command is done, its process still frees what libraries hold."""
+    program = (
+        "import atexit, os, sys, time\n"
+        "from geoseg_cli.main import main\n"
+        f"atexit.register(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(20)))\n"
+        "sys.argv = ['geoseg', '--version']\n"
+        "main()\n"
+    )
+    process = _start([sys.executable, "-c", program])
+    out, told = process.communicate(timeout=60)
+    assert geoseg.__version__ in out
+    assert (process.returncode, told) == (-number, "")
 
 
 def test_two_runs_on_one_store_are_refused(tmp_path: Path, town: Path, plain: Path) -> None:
