@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,19 @@ def loggers(config: TrainConfig) -> Any:
     folder = config.training.logs
     csv = CSVLogger(folder, name="")
     return [csv, TensorBoardLogger(folder, name="", version=csv.version)]
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let Ctrl-C come out as what it is: Lightning ends the process in its place, and leaves it deaf to another."""
+    listening = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, listening)
+        raise end.__context__ from None
 
 
 @contextlib.contextmanager

@@ -104,6 +104,28 @@ def test_patience_is_kept(settings: Settings, tmp_path: Path) -> None:
     assert whole.steps < 40
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_comes_out_and_is_heard_again(settings: Settings, tmp_path: Path, number: int) -> None:
+    """Nothing ends the process of whoever called, and what was due to be kept is."""
+    given = settings(training={**settings()["training"], "steps": 9, "checkpoint_every": 3})
+    # SIGTERM as the command line takes it.
+    before = [signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 5:
+            os.kill(os.getpid(), number)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            geoseg.train(given, tmp_path / "stopped.safetensors", progress=stop)
+        heard = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    finally:
+        for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(each, handler)
+    assert heard == [signal.default_int_handler] * 2
+    assert geoseg.train(given, tmp_path / "stopped.safetensors").resumed == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [(1, 8), (4, 11), (5, -2)])
 def test_everything_at_once_killed_twice(settings: Settings, tmp_path: Path, steps: tuple[int, ...]) -> None:
