@@ -7,11 +7,12 @@ the test column, mean of the seeds and as a share of the fully supervised networ
 - ``outlines``: the network with fine labels;
 - ``hard``: with the commoner class of each cell as the label of all its pixels;
 - ``block`` and ``class``: label super-resolution by single cells, and by all cells of a class in a patch;
-- ``taught``: from the map of the network of few weights, which learned by single cells (``coarse.teacher``).
+- ``taught``: from the map of the network of few weights, which learned by single cells (``coarse.teacher``);
+- ``again``: by single cells for half of the steps, and for the other half from the map of what it was by then.
 
 Cells are of 10 m, as the data has them, and of 30 m, derived here by the same rule.  What was trained is kept in
 FOLDER, and not trained again.  A training of the U-Net takes about 10 minutes of one core, one of the other half a
-minute; there are nine for each seed.
+minute; there are eleven for each seed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ BOUNDS = (0.2, 0.5, 0.8)
 MOSTLY_BUILDING = (3, 4)
 CASES = (
     "outlines",
-    *(f"{kind} {size}" for size in ("10 m", "30 m") for kind in ("hard", "block", "class", "taught")),
+    *(f"{kind} {size}" for size in ("10 m", "30 m") for kind in ("hard", "block", "class", "taught", "again")),
 )
 RECIPES = {"unet": HERE / "coarse_labels.yaml", "few": HERE / "coarse_labels_few.yaml"}
 # Of labels of pixels there are plenty: what keeps few weights from fitting few cells would only hold these back.
@@ -86,8 +87,7 @@ def _iou(
     stem = f"{'' if recipe == 'unet' else f'{recipe}_'}{case.replace(' ', '')}_{seed}"
     record = folder / f"{stem}.json"
     if not record.exists():
-        given = _settings(folder, case, cells, recipe, seed)
-        given["training"] |= {"seed": seed, **({} if steps is None else {"steps": steps})}
+        given = _settings(folder, case, cells, recipe, seed, steps)
         for key, value in settings.items():
             if given["targets"] == "coarse" or not key.startswith("coarse."):
                 set_value(given, key, value)
@@ -99,9 +99,10 @@ def _iou(
     return float(json.loads(record.read_text()))
 
 
-def _settings(folder: Path, case: str, cells: Any, recipe: str, seed: int) -> dict[str, Any]:
+def _settings(folder: Path, case: str, cells: Any, recipe: str, seed: int, steps: int | None) -> dict[str, Any]:
     kind, _, size = case.partition(" ")
     given = read_config(RECIPES[recipe])
+    given["training"] |= {"seed": seed, **({} if steps is None else {"steps": steps})}
     if recipe == "unet":
         set_value(given, "network.encoder_weights", encoder_weights())
     if kind == "outlines":
@@ -110,21 +111,26 @@ def _settings(folder: Path, case: str, cells: Any, recipe: str, seed: int) -> di
     if kind == "hard":
         return _fine(given, _hard(raster, folder / f"hard_{size.replace(' ', '')}.tif"))
     set_value(given, "data.scenes.0.coarse", str(raster.resolve()))
-    grouping = "block" if kind == "taught" else kind
+    grouping = kind if kind == "class" else "block"
     given["coarse"]["sources"][0] |= {"table": str(table.resolve()), "grouping": grouping}
+    if kind == "again":
+        half = given["training"]["steps"] = given["training"]["steps"] // 2
+        first = _teacher(folder / "half", size, cells, recipe, seed, half)
+        given["network"] |= {"start": str(first.resolve()), "encoder_weights": None}
     if kind == "taught":
-        given["coarse"]["teacher"] = str(_teacher(folder, size, cells, seed).resolve())
+        first = _teacher(folder, size, cells, "few", seed, None)
+    if kind in ("again", "taught"):
+        given["coarse"]["teacher"] = str(first.resolve())
         given["training"]["weight_decay"] = min(given["training"]["weight_decay"], FINE_DECAY)
     return given
 
 
-def _teacher(folder: Path, size: str, cells: Any, seed: int) -> Path:
-    """Return the network of few weights that learned from single cells, trained if it has not been."""
-    path = folder / f"few_block{size.replace(' ', '')}_{seed}.safetensors"
+def _teacher(folder: Path, size: str, cells: Any, recipe: str, seed: int, steps: int | None) -> Path:
+    """Return the network of a recipe that learned from single cells, trained if it has not been."""
+    path = folder / f"{recipe}_block{size.replace(' ', '')}_{seed}.safetensors"
     if not path.exists():
-        given = _settings(folder, f"block {size}", cells, "few", seed)
-        given["training"]["seed"] = seed
-        geoseg.train(given, path, tell=print)
+        folder.mkdir(parents=True, exist_ok=True)
+        geoseg.train(_settings(folder, f"block {size}", cells, recipe, seed, steps), path, tell=print)
     return path
 
 

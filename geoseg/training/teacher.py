@@ -20,9 +20,14 @@ from geoseg.training.labels import IGNORE
 from geoseg.training.patches import Batch
 from geoseg.training.site import Site
 
+# Turned over, a patch shows the same ground: what a network makes of all four is surer than what it makes of one.
+_VIEWS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+
 
 class Teacher:
     """Labels patches as the network of a bundle does, moved in each block to the shares of its coarse class.
+
+    The network sees each patch as it is, mirrored either way and both ways, and its log-probabilities are averaged.
 
     Args:
         network: from scaled pixels to scores.
@@ -45,7 +50,8 @@ class Teacher:
         known = self._scalings
         chosen = known if len(known) == 1 else [known[site] for site in batch["sites"].tolist()]
         self._network.to(pixels.device)
-        scores = main_output(self._network(scaled(pixels, batch["valid"], chosen)))
+        seen = scaled(pixels, batch["valid"], chosen)
+        scores = torch.stack([self._scores(seen, axes) for axes in _VIEWS]).mean(0)
         told = torch.zeros_like(batch["valid"])
         for number, loss in enumerate(self._losses):
             if f"blocks_{number}" in batch:
@@ -53,6 +59,10 @@ class Teacher:
                 scores = agreeing(scores, blocks, classes, loss.means, loss.deviations)
                 told |= blocks >= 0
         return scores.argmax(1).where(told & batch["valid"], IGNORE)
+
+    def _scores(self, seen: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+        """Return log-probabilities (N, K, H, W) of pixels that the network sees mirrored along ``axes``."""
+        return main_output(self._network(seen.flip(axes))).flip(axes).log_softmax(1)
 
 
 def open_teacher(

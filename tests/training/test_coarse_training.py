@@ -232,13 +232,16 @@ def test_a_network_learns_from_one_that_learned_before(given, squares, tmp_path)
     assert record["coarse"]["teacher"] == "few.safetensors"
 
 
-def test_a_teacher_labels_the_pixels_of_blocks_and_meets_their_shares(given, tmp_path):
+@pytest.fixture
+def teacher(given, tmp_path):
     train(given(), tmp_path / "m.safetensors")
     config = check(given())
+    losses = [loss_of(*each) for each in zip(opened_tables(config), config.coarse.sources, strict=True)]
+    return open_teacher(config, str(tmp_path / "m.safetensors"), 3, [site_of(given())], losses)
+
+
+def test_a_teacher_labels_the_pixels_of_blocks_and_meets_their_shares(given, teacher):
     site = site_of(given())
-    tables = opened_tables(config)
-    losses = [loss_of(*each) for each in zip(tables, config.coarse.sources, strict=True)]
-    teacher = open_teacher(config, str(tmp_path / "m.safetensors"), 3, [site], losses)
     batch = collate([read_window(site, Window(0, col, 64, 64)) for col in (0, 100)], [0, 1])
     labels = teacher.labels(batch)
     blocks, classes = batch["blocks_0"], batch["block_classes_0"]
@@ -247,6 +250,16 @@ def test_a_teacher_labels_the_pixels_of_blocks_and_meets_their_shares(given, tmp
     none, many = (float((labels == 1)[(blocks >= 0) & (kinds == kind)].float().mean()) for kind in (0, 4))
     assert none < 0.1
     assert many > 0.7
+
+
+@pytest.mark.parametrize("axes", [(-1,), (-2,), (-2, -1)])
+def test_a_teacher_labels_mirrored_patches_alike(given, teacher, axes):
+    batch = collate([read_window(site_of(given()), Window(0, 50, 64, 64))], [0])
+    mirrored = {key: value.flip(axes) if value.ndim > 2 else value for key, value in batch.items()}
+    labels = teacher.labels(batch)
+    assert (labels == 1).any()
+    differ = teacher.labels(mirrored).flip(axes) != labels
+    assert differ.float().mean() < 1e-3  # where two classes are alike but for rounding
 
 
 def test_teachers_that_do_not_fit_are_refused(given, tmp_path):
