@@ -76,7 +76,10 @@ def refuse_other_versions(client: Client, where: str) -> None:
     try:
         found: Any = client.get_versions(packages=[name for name in _ALIKE if name != "python"])
     except Exception as error:
-        raise RunError(f"{where} does not say what it runs ({one_line(error)}): look whether it is well.") from error
+        raise RunError(
+            f"{where} does not say what it runs ({one_line(error)}): look whether it is well, then run the same "
+            "command again."
+        ) from error
     here = _packages(found["client"])
     for address, record in found["workers"].items():
         told = difference(_packages(record), here)

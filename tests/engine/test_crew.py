@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from distributed import Client
+from distributed.comm import CommClosedError
 
 from geoseg.engine import crew as crew_module
 from geoseg.engine import lots as lots_module
@@ -221,6 +222,17 @@ def test_other_versions_are_refused_before_work(
 def test_the_same_versions_are_fine(client: Client) -> None:
     refuse_other_versions(client, "this cluster")
     assert difference(versions_here(), versions_here()) is None
+
+
+def test_a_cluster_that_is_lost_while_it_is_asked_says_how_to_go_on(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(**_: Any) -> Any:
+        raise CommClosedError("Stream is closed")
+
+    monkeypatch.setattr(client, "get_versions", lost)
+    with pytest.raises(RunError, match=r"the cluster does not say .*Stream is closed.* run the same command again"):
+        refuse_other_versions(client, "the cluster")
 
 
 def test_a_worker_of_another_version_that_joins_later_does_nothing() -> None:
