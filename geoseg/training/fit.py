@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from geoseg.errors import ConfigError
 from geoseg.outputs.staging import check_place
 from geoseg.training.config import TrainConfig, check, read_config
-from geoseg.training.lightning import accelerator, hushed, loggers, precision, stoppable
+from geoseg.training.lightning import accelerator, hushed, interruptible, loggers, precision
 from geoseg.training.work_folder import explained, held
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ class LoopRun:
         squares = self._squares() if len(self.judging) else None
         starts: list[int] = []
         self.module.begins = starts.append
-        with torch.random.fork_rng(), hushed(), stoppable():
+        with torch.random.fork_rng(), hushed(), interruptible():
             self.trainer.fit(
                 self.module,
                 val_dataloaders=squares,

@@ -57,8 +57,12 @@ def loggers(config: TrainConfig) -> Any:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Let Ctrl-C come out as what it is: Lightning ends the process in its place, and leaves it deaf to another."""
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C come out as what it is: Lightning ends the process in its place, and leaves it deaf to another.
+
+    Raises:
+        KeyboardInterrupt: it came meanwhile.
+    """
     listening = signal.getsignal(signal.SIGINT)
     try:
         yield
