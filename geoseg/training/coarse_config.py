@@ -53,9 +53,9 @@ class CoarseConfig(Section):
         sources: kinds of coarse labels.
         fine_weight: of the usual loss wherever scenes have fine labels as well; 0 keeps these for validation alone.
         teacher: a bundle of a network that has learned before, such as one with few weights from the same coarse
-            labels, or what this network was after half of its steps (``network.start`` too).  Its map is moved in each
-            block to the shares of the block's coarse class, and is what the network learns from by the usual loss, in
-            place of the losses of the sources.
+            labels, or what this network was after half of its steps (``network.start`` too).  Its map of the scenes is
+            moved in each block to the shares of the block's coarse class, and is what the network learns from by the
+            usual loss, in place of the losses of the sources.
     """
 
     sources: list[CoarseSourceConfig] = Field(default_factory=list)

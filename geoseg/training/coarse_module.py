@@ -20,7 +20,6 @@ from geoseg.training.config import TrainConfig
 from geoseg.training.labels import IGNORE
 from geoseg.training.module import TrainingModule
 from geoseg.training.patches import Batch
-from geoseg.training.teacher import Teacher
 
 
 class CoarseModule(TrainingModule):
@@ -34,28 +33,19 @@ class CoarseModule(TrainingModule):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.coarse = nn.ModuleList()
-        # Not a module of this one: it is neither trained nor kept in checkpoints.
-        self._teacher: Teacher | None = None
 
-    def learn_from(self, losses: Sequence[CoarseLabelLoss], teacher: Teacher | None = None) -> CoarseModule:
-        """Take the losses of the sources, in the order of the configuration, or a teacher; return the module."""
+    def learn_from(self, losses: Sequence[CoarseLabelLoss]) -> CoarseModule:
+        """Take the losses of the sources, in the order of the configuration, and return the module."""
         self.coarse.extend(losses)
-        self._teacher = teacher
         return self
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Let the teacher label patches as they were read, before they are varied."""
-        if self._teacher is not None and self.trainer.training:
-            batch = {**batch, "taught": self._teacher.labels(batch)}
-        return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def _loss_of(self, batch: Batch) -> torch.Tensor:
         outputs = self.network(batch["pixels"])
         scores = outputs if isinstance(outputs, torch.Tensor) else outputs["scores"]
         told = self._config.coarse
         total = told.fine_weight * self.loss(outputs, batch["labels"], batch["pixels"])
-        if self._teacher is not None:
-            taught = batch["taught"].where(batch["labels"] == IGNORE, IGNORE)
+        if "taught" in batch:
+            taught = batch["taught"].long().where(batch["labels"] == IGNORE, IGNORE)
             return total + self.loss(outputs, taught, batch["pixels"])
         for number, (loss, source) in enumerate(zip(self.coarse, told.sources, strict=True)):
             assert isinstance(loss, CoarseLabelLoss)

@@ -216,7 +216,7 @@ class LoopRun:
         from geoseg.training.module import TrainingModule
         from geoseg.training.refiner import RefinerModule
         from geoseg.training.starting import encoder_of, find_encoder
-        from geoseg.training.teacher import open_teacher
+        from geoseg.training.teacher import open_teacher, taught_by
 
         config = self.config
         encoder = find_encoder(network)
@@ -229,10 +229,11 @@ class LoopRun:
         if self.tables:
             told, sites = config.coarse, self.sites
             given = [loss_of(*each) for each in zip(self.tables, told.sources, strict=True)]
-            teacher = None
             if told.teacher is not None:
-                teacher = open_teacher(config, told.teacher, len(sites[0].scene.bands), sites, given)
-            return CoarseModule(network, encoder, supervision, *made).learn_from(given, teacher)
+                bands, device = len(sites[0].scene.bands), lambda: self.trainer.strategy.root_device
+                teacher = open_teacher(config, told.teacher, bands, sites, given, device)
+                self.source = taught_by(teacher, self.drawing)
+            return CoarseModule(network, encoder, supervision, *made).learn_from(given)
         return TrainingModule(network, encoder, supervision, *made)
 
     def _batches(self, step: int, rank: int, world: int) -> Any:

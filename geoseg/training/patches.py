@@ -29,7 +29,8 @@ class Patch:
     """``pixels`` (C, H, W) in the scene's dtype, ``valid`` (H, W) bool, ``labels`` (H, W) uint8, 255 for unknown.
 
     ``site`` is the number of the site it is of, among those that are trained on or among those that are judged on;
-    ``prior`` (H, W) bool is the rough mask that a refiner is given; ``blocks`` are coarse labels, by their source.
+    ``prior`` (H, W) bool is the rough mask that a refiner is given; ``blocks`` are coarse labels, by their source;
+    ``taught`` (H, W) uint8 is what a teacher says of the pixels.
     """
 
     pixels: NDArray[Any]
@@ -38,11 +39,14 @@ class Patch:
     site: int = 0
     prior: NDArray[np.bool_] | None = None
     blocks: Mapping[int, Blocks] = field(default_factory=dict)
+    taught: NDArray[np.uint8] | None = None
 
     @property
     def known(self) -> bool:
         """Whether anything is known of the classes of its pixels."""
-        return bool((self.labels != IGNORE).any()) or any((each.numbers >= 0).any() for each in self.blocks.values())
+        told = [self.labels] if self.taught is None else [self.labels, self.taught]
+        known = any((each != IGNORE).any() for each in told)
+        return known or any((each.numbers >= 0).any() for each in self.blocks.values())
 
 
 class Source(Protocol):
@@ -72,8 +76,8 @@ def read_patch(site: Site, place: Place, side: int) -> Patch:
     pixels = site.pixels_on(to_site, (side, side), place.scale)
     labels = site.labels_on(to_site, (side, side))
     labels[~pixels.valid] = IGNORE
-    blocks = site.blocks_on(to_site, pixels.valid)
-    return turned(Patch(pixels.data, pixels.valid, labels, blocks=blocks), place.turn)
+    blocks, taught = site.blocks_on(to_site, pixels.valid), site.taught_on(to_site, pixels.valid)
+    return turned(Patch(pixels.data, pixels.valid, labels, blocks=blocks, taught=taught), place.turn)
 
 
 def read_window(site: Site, window: Window) -> Patch:
@@ -90,7 +94,8 @@ def read_window(site: Site, window: Window) -> Patch:
     outside[window.intersect(site.scene.window).within(window)] = False
     seen = pixels.valid & ~outside
     labels[~seen] = IGNORE
-    return Patch(pixels.data, pixels.valid, labels, blocks=site.blocks_on(to_site, seen))
+    blocks, taught = site.blocks_on(to_site, seen), site.taught_on(to_site, seen)
+    return Patch(pixels.data, pixels.valid, labels, blocks=blocks, taught=taught)
 
 
 def turned(patch: Patch, turn: int) -> Patch:
@@ -103,7 +108,8 @@ def turned(patch: Patch, turn: int) -> Patch:
     if turn == 0:
         return patch
     blocks = {number: each.turned(turn) for number, each in patch.blocks.items()}
-    return Patch(do(patch.pixels), do(patch.valid), do(patch.labels), patch.site, blocks=blocks)
+    taught = None if patch.taught is None else do(patch.taught)
+    return Patch(do(patch.pixels), do(patch.valid), do(patch.labels), patch.site, blocks=blocks, taught=taught)
 
 
 @dataclass(frozen=True)
@@ -191,13 +197,16 @@ def collate(patches: Sequence[Patch], numbers: Sequence[int]) -> Batch:
 
     These are ``pixels`` (N, C, H, W) uint8 or float32, ``valid`` bool and ``labels`` uint8 (N, H, W), and of each patch
     its number and that of its site, ``numbers`` and ``sites`` (N,).
-    Patches with a prior add ``prior`` (N, H, W) bool, those with coarse labels from source ``i`` add ``blocks_i``
-    (N, H, W) int64, -1 for no block, and ``block_classes_i`` (N, B) int64, -1 for no such block.
+    Patches with a prior add ``prior`` (N, H, W) bool, those with a teacher ``taught`` (N, H, W) uint8, those with
+    coarse labels from source ``i`` add ``blocks_i`` (N, H, W) int64, -1 for no block, and ``block_classes_i`` (N, B)
+    int64, -1 for no such block.
     """
     pixels = np.stack([patch.pixels for patch in patches])
     priors = [patch.prior for patch in patches if patch.prior is not None]
+    taught = [patch.taught for patch in patches if patch.taught is not None]
     return {
         **({"prior": torch.from_numpy(np.stack(priors))} if priors else {}),
+        **({"taught": torch.from_numpy(np.stack(taught))} if taught else {}),
         **_coarse(patches),
         "pixels": torch.from_numpy(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)),
         "valid": torch.from_numpy(np.stack([patch.valid for patch in patches])),

@@ -45,6 +45,7 @@ class Site:
         labels: what is known of it.
         area: polygons, in the scene's CRS, outside of which labels do not count.
         coarse: coarse labels by the number of their source, with how they are read there.
+        taught: what a teacher says, where there is one.
     """
 
     scene: Scene
@@ -53,6 +54,7 @@ class Site:
     labels: Labels
     area: NDArray[np.object_]
     coarse: Mapping[int, tuple[CoarseLabels, CoarseSourceConfig]] = field(default_factory=dict)
+    taught: Labels | None = None
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     def labels_on(self, to_site: Affine, shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -62,6 +64,16 @@ class Site:
         if inside is not None:
             labels[~inside] = IGNORE
         return labels
+
+    def taught_on(self, to_site: Affine, seen: NDArray[np.bool_]) -> NDArray[np.uint8] | None:
+        """Return what a teacher says of the pixels that are ``seen``, (H, W), 255 elsewhere; None without a teacher.
+
+        Raises:
+            SceneError: the scene cannot be read there.
+        """
+        if self.taught is None:
+            return None
+        return np.where(seen, self.taught.burn(self.scene.geobox.affine * to_site, seen.shape), np.uint8(IGNORE))
 
     def blocks_on(self, to_site: Affine, valid: NDArray[np.bool_]) -> dict[int, Blocks]:
         """Return the blocks of each source on a grid, without those that are cut too much by its edge or by ``valid``.

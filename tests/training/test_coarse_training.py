@@ -23,10 +23,10 @@ from geoseg.training.coarse_tables import NLCD_CLASSES
 from geoseg.training.config import check
 from geoseg.training.fit import train
 from geoseg.training.labels import IGNORE
-from geoseg.training.patches import collate, read_patch, read_window
+from geoseg.training.patches import Drawing, collate, read_patch, read_window
 from geoseg.training.sampling import Place, count
 from geoseg.training.site import open_sites
-from geoseg.training.teacher import open_teacher
+from geoseg.training.teacher import open_teacher, taught_by
 from tests.conftest import write_raster
 from tests.training.conftest import NORTH, PIXEL, WEST, same
 
@@ -260,6 +260,23 @@ def test_a_teacher_labels_mirrored_patches_alike(given, teacher, axes):
     assert (labels == 1).any()
     differ = teacher.labels(mirrored).flip(axes) != labels
     assert differ.float().mean() < 1e-3  # where two classes are alike but for rounding
+
+
+def test_patches_hold_what_a_teacher_says_of_their_ground(given, teacher):
+    """However a patch lies, with the shares of whole cells although it cuts them, and in place of the cells."""
+    drawing = Drawing([site_of(given())], None, 32, 0.25)
+    site = taught_by(teacher, drawing).sites[0]
+    plain = read_window(site, Window(20, 40, 64, 64))
+    assert not plain.blocks
+    whole = teacher.window(0, drawing.sites[0], Window(-128, -128, 768, 768))[148:212, 168:232]
+    assert np.array_equal(plain.taught, whole)
+    assert {0, 1} <= set(np.unique(whole).tolist())
+    turned = read_patch(site, Place(0, (52.0, 72.0), 1.0, 0.0, 5), 64)
+    assert np.array_equal(turned.taught, np.rot90(plain.taught[:, ::-1]))
+    assert collate([plain, turned], [0, 1])["taught"].shape == (2, 64, 64)
+    smaller = read_patch(site, Place(0, (52.0, 72.0), 0.5, 0.0, 0), 64)
+    inner = np.kron(plain.taught[16:48, 16:48], np.ones((2, 2), np.uint8))
+    assert np.array_equal(smaller.taught, inner)
 
 
 def test_teachers_that_do_not_fit_are_refused(given, tmp_path):
