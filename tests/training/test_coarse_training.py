@@ -271,6 +271,8 @@ def test_patches_hold_what_a_teacher_says_of_their_ground(given, teacher):
     whole = teacher.window(0, drawing.sites[0], Window(-128, -128, 768, 768))[148:212, 168:232]
     assert np.array_equal(plain.taught, whole)
     assert {0, 1} <= set(np.unique(whole).tolist())
+    inside_a_cell = read_window(site, Window(30, 60, 4, 4))
+    assert np.array_equal(inside_a_cell.taught, whole[10:14, 20:24])
     turned = read_patch(site, Place(0, (52.0, 72.0), 1.0, 0.0, 5), 64)
     assert np.array_equal(turned.taught, np.rot90(plain.taught[:, ::-1]))
     assert collate([plain, turned], [0, 1])["taught"].shape == (2, 64, 64)
